@@ -1,0 +1,139 @@
+"""The values that travel through heliproxy: one exchange and what is read out of it.
+
+Two front doors (a proxied flow, a call logged after the fact) build an `Exchange`; everything behind them
+takes these values and returns these values. Nothing here knows mitmproxy, SQLite or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Json = dict[str, Any]
+
+STATUS_TIMEOUT = -2
+STATUS_CANCELLED = -3
+STATUS_THREAT = -4
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and billable units of one call. `None` means "not reported", which is never the same as 0.
+
+    `input_tokens` is everything the model read, cache reads and writes included; `output_tokens` is everything
+    it wrote, reasoning included. All other token fields are subsets of one of these two.
+    """
+
+    input_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    """All cache writes, whatever their TTL."""
+    cache_write_5m_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    cache_read_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_image_tokens: int | None = None
+    input_video_tokens: int | None = None
+    units: Mapping[str, float] = field(default_factory=dict)
+    """Billable things that are not tokens: web_searches, search_units, pages, audio_seconds, characters, images."""
+    parts: tuple[ModelUsage, ...] = ()
+    """When one call ran several models or sub-calls (Anthropic `iterations`): each with its own usage.
+    Together they are the whole; the fields above are their sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsage:
+    """The usage of one sub-call, on its own model (`None`: the model of the call itself)."""
+
+    model: str | None
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a format reads out of a request."""
+
+    model: str | None = None
+    stream: bool = False
+    user: str | None = None
+    preview: str = ""
+    """The last thing the user said, as text, at most 500 characters."""
+    tier: str | None = None
+    """The service tier asked for; the one in the reply wins."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a format reads out of a response, whole or streamed."""
+
+    model: str | None = None
+    response_id: str | None = None
+    usage: Usage | None = None
+    usage_json: Any = None
+    """The provider's own usage object, unchanged, for re-pricing and for the curious."""
+    finish_reason: str | None = None
+    error_type: str | None = None
+    error: str | None = None
+    error_status: int | None = None
+    """The HTTP status an error inside a 200 stands for (overloaded_error: 529)."""
+    complete: bool = True
+    """False when a stream ended before its terminal event."""
+    pricing: Mapping[str, str] = field(default_factory=dict)
+    """What changes the price: tier, speed, geo, processing (batch)."""
+    cost_usd: float | None = None
+    """Cost as the provider itself reports it, in USD."""
+    text: str = ""
+    """The visible output: text, refusals, tool call arguments, visible reasoning; for estimates and previews."""
+    preview: str = ""
+    """The answer as a person would read it, at most 500 characters."""
+    tool_calls: int = 0
+
+
+class StreamParser(Protocol):
+    """Reads one streamed response, piece by piece; the pieces may be cut anywhere."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next decoded bytes. Never raises."""
+
+    def result(self) -> Reply:
+        """What has been read so far; may be called at any time, and more than once."""
+
+
+class Format(Protocol):
+    """One wire format. Methods take values and return values, and never raise on odd input."""
+
+    name: str
+    terminal: tuple[bytes, ...]
+    """Byte strings of which one stands in the last event of a stream (`data: [DONE]`); empty when there is none."""
+
+    def parse_request(self, body: bytes, path: str) -> Ask:
+        """Read the request body (already decoded)."""
+
+    def parse_response(self, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """Read a whole, decoded, successful response body; header names in lower case."""
+
+    def parse_error(self, body: bytes) -> Reply:
+        """Read the decoded body of a 4xx or 5xx."""
+
+    def stream(self, content_type: str) -> StreamParser:
+        """A parser for one streamed response of this content type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to an upstream made for an exchange."""
+
+    target: str
+    """Scheme, host and port of the upstream."""
+    status: int | None
+    """HTTP status, or None when no answer came."""
+    error: str | None
+    duration_ms: float
+    fallback_index: int | None = None
+    delay_ms: float = 0.0
+    """How long was waited before this attempt."""
