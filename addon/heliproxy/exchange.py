@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from heliproxy.directives import Directives
+    from heliproxy.hosts import Route
 
 STATUS_TIMEOUT = -2
 STATUS_CANCELLED = -3
@@ -137,3 +139,71 @@ class Attempt:
     fallback_index: int | None = None
     delay_ms: float = 0.0
     """How long was waited before this attempt."""
+
+
+HeaderFields = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One call, from its request to the row it becomes. Filled in the order of the life of a call.
+
+    Wall-clock times are Unix seconds; all others are readings of one monotonic clock, in seconds.
+    """
+
+    id: str
+    created_at: float
+    started: float
+    route: Route
+    directives: Directives
+    method: str
+    path: str
+    """Path and query as sent to the provider."""
+    request_headers: HeaderFields = ()
+    """As the client sent them, Helicone-* included."""
+    request_body: bytes | None = None
+    """As received, still content-encoded."""
+    target_url: str | None = None
+    """Where the call went, when that is not the provider's own host."""
+    source: str = "proxy"
+    run_id: str | None = None
+
+    status: int | None = None
+    response_headers: HeaderFields = ()
+    chunks: list[bytes] = field(default_factory=list)
+    """Response bytes not yet handed to the recorder, still content-encoded."""
+    pending: int = 0
+    """Bytes in `chunks`."""
+    size_response: int = 0
+    first_byte: float | None = None
+    ended: float | None = None
+    aborted: str | None = None
+    """Why the exchange ended early: "client" (hung up) or "upstream" (cut, refused, protocol error) or "timeout"."""
+    error: str | None = None
+
+    attempts: list[Attempt] = field(default_factory=list)
+    fallback_index: int | None = None
+    cache: str | None = None
+    """HIT or MISS when a cache was asked, else None."""
+    cache_reference_id: str | None = None
+    saved_usd: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    answered_here: bool = False
+    """The response is ours (cache hit, rate limit, block), not an upstream's."""
+    finished: bool = False
+    sink: Any = None
+    """The recorder's own state while a response streams in."""
+    after: list[Any] = field(default_factory=list)
+    """Callables `(exchange, outcome)` the recorder runs once usage and cost are known (cache save, limit charge)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known once a call is over and priced; policies that act afterwards read this."""
+
+    status: int
+    complete: bool
+    """The provider's answer arrived whole, and the client took all of it."""
+    cost_usd: float | None
+    usage: Usage | None
+    row: Mapping[str, Any]

@@ -1,0 +1,391 @@
+"""From a finished exchange to the row, the properties and the bodies that are kept of it.
+
+exchange -> decoded bodies -> what the format reads -> usage (reported or estimated) -> cost -> record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from heliproxy.decode import Decoder, decode
+from heliproxy.exchange import (
+    STATUS_CANCELLED,
+    STATUS_TIMEOUT,
+    Ask,
+    Exchange,
+    Format,
+    HeaderFields,
+    Outcome,
+    Reply,
+    StreamParser,
+    Usage,
+)
+from heliproxy.formats import FORMATS
+from heliproxy.secrets import (
+    STORED_REQUEST_HEADERS,
+    STORED_RESPONSE_HEADERS,
+    credential,
+    fingerprint,
+    redact_path,
+    stored_headers,
+)
+from heliproxy.store import Body, Record
+
+DECODE_LIMIT = 16 * 1024 * 1024
+"""Bytes of one decoded body we are willing to read; a longer one is passed on but not understood."""
+STORED_LIMIT = 1024 * 1024
+"""Bytes of one body that are kept."""
+STREAM_LIMIT = 256 * 1024 * 1024
+"""Decoded bytes of one stream we read before giving up on it (hours of tokens; a bomb is stopped)."""
+
+STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/vnd.amazon.eventstream")
+
+
+class Prices(Protocol):
+    """The part of `pricing.Prices` that a record needs."""
+
+    def cost(
+        self, provider: str | None, models: Sequence[str], usage: Usage, at: datetime, pricing: Mapping[str, str]
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """What stays the same from record to record: the price table, the estimator, the install's secret."""
+
+    prices: Prices
+    estimate: Callable[..., Any]
+    secret: bytes
+
+
+class Sink:
+    """Takes a streamed response piece by piece: keeps its head, feeds the format's parser with the rest."""
+
+    __slots__ = ("broken", "decoder", "head", "parser", "raw_size", "truncated")
+
+    def __init__(self, exchange: Exchange) -> None:
+        headers = lower_headers(exchange.response_headers)
+        content_type = headers.get("content-type", "")
+        self.decoder = Decoder(headers.get("content-encoding"), STREAM_LIMIT)
+        self.parser: StreamParser | None = None
+        format = FORMATS.get(exchange.route.format)
+        if format is not None and is_success(exchange.status) and is_stream_type(content_type):
+            self.parser = format.stream(content_type)
+        self.head = bytearray()
+        self.truncated = False
+        self.broken: str | None = None
+        self.raw_size = 0
+
+    def feed(self, chunks: list[bytes]) -> None:
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self.raw_size += len(data)
+        decoded = self.decoder.feed(data)
+        limit = STORED_LIMIT if self.parser is not None else DECODE_LIMIT
+        room = limit - len(self.head)
+        if len(decoded) > room:
+            self.truncated = True
+        if room > 0:
+            self.head += decoded[:room]
+        if self.parser is not None and self.broken is None:
+            try:
+                self.parser.feed(decoded)
+            except Exception as e:
+                self.broken = f"{type(e).__name__}: {e}"
+
+
+def is_success(status: int | None) -> bool:
+    return status is not None and 200 <= status < 300
+
+
+def is_stream_type(content_type: str) -> bool:
+    """Whether a response of this type is read piece by piece."""
+    return content_type.partition(";")[0].strip().lower() in STREAM_TYPES
+
+
+def lower_headers(fields: HeaderFields) -> dict[str, str]:
+    """Header fields as a plain mapping with lower-case names; the first of several wins."""
+    found: dict[str, str] = {}
+    for name, value in fields:
+        found.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape"))
+    return found
+
+
+def utc_text(seconds: float) -> str:
+    """Unix seconds as `2026-01-31T23:59:59.123Z`."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]:
+    """Turn a finished exchange into what is stored of it, and into what after-the-fact policies need to know.
+
+    A format that fails gives a record with `parse_error`; this function itself does not raise on any body.
+    """
+    request_headers = lower_headers(exchange.request_headers)
+    response_headers = lower_headers(exchange.response_headers)
+    request = decode(exchange.request_body or b"", request_headers.get("content-encoding"), DECODE_LIMIT)
+    ask, reply, response, parse_error, truncated = _read(exchange, request, response_headers)
+    truncated = truncated or len(request) > STORED_LIMIT
+    status, error_type, error = _status(exchange, reply)
+    hit = exchange.cache == "HIT"
+    row: dict[str, Any] = {
+        "id": exchange.id,
+        "created_at": utc_text(exchange.created_at),
+        "provider": exchange.route.provider,
+        "host": exchange.route.host,
+        "path": redact_path(exchange.path),
+        "method": exchange.method,
+        "format": exchange.route.format or None,
+        "source": exchange.source,
+        "status": status,
+        "error": error,
+        "error_type": error_type,
+        "stream": int(ask.stream or is_stream_type(response_headers.get("content-type", ""))),
+        "cache": exchange.cache,
+        "cache_reference_id": exchange.cache_reference_id,
+        "attempts": len(exchange.attempts) or (0 if exchange.answered_here else 1),
+        "attempts_json": _attempts_json(exchange),
+        "fallback_index": exchange.fallback_index,
+        "run_id": exchange.run_id,
+        "client": request_headers.get("user-agent"),
+        "target_url": exchange.target_url,
+        "parse_error": parse_error,
+        "truncated": int(truncated),
+        "incomplete": 0,
+        "preview": ask.preview or None,
+        "answer_preview": reply.preview or None,
+        "finish_reason": reply.finish_reason,
+        "response_id": reply.response_id,
+        "service_tier": reply.pricing.get("tier") or ask.tier,
+        "size_request": len(exchange.request_body or b""),
+        "size_response": exchange.size_response,
+    }
+    row.update(_models(exchange, ask, reply))
+    row.update(_times(exchange))
+    row.update(_who(exchange, ask, request_headers, pricing.secret))
+    if hit:
+        row.update(usage_source="none", input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0)
+        row.update(reasoning_tokens=0, cost_usd=0.0, cost_source="cache", saved_usd=exchange.saved_usd)
+        usage = reply.usage
+    else:
+        usage = _price(row, exchange, request, ask, reply, response_headers, pricing)
+    row["warning"] = "; ".join(exchange.warnings) or None
+    body = _bodies(exchange, request, response, request_headers, response_headers, row)
+    outcome = Outcome(
+        status=status,
+        complete=exchange.aborted is None and reply.complete and error is None,
+        cost_usd=row.get("cost_usd"),
+        usage=usage,
+        row=row,
+    )
+    return Record(row, dict(exchange.directives.properties), body), outcome
+
+
+def _read(
+    exchange: Exchange, request: bytes, response_headers: Mapping[str, str]
+) -> tuple[Ask, Reply, bytes, str | None, bool]:
+    """What the format makes of both bodies: (ask, reply, decoded response, parse error, truncated)."""
+    format = FORMATS.get(exchange.route.format)
+    parse_error: str | None = None
+    ask, reply = Ask(), Reply()
+    if format is not None:
+        try:
+            ask = format.parse_request(request, exchange.path)
+        except Exception as e:
+            parse_error = f"request: {type(e).__name__}: {e}"
+    sink: Sink | None = exchange.sink
+    if sink is None:
+        sink = exchange.sink = Sink(exchange)
+    if exchange.chunks:
+        sink.feed(exchange.chunks)
+        exchange.chunks = []
+    response = bytes(sink.head)
+    if format is not None and exchange.status is not None:
+        try:
+            reply = _reply(format, sink, exchange.status, response, response_headers)
+        except Exception as e:
+            parse_error = f"response: {type(e).__name__}: {e}"
+        if sink.broken or (sink.truncated and sink.parser is None):
+            parse_error = parse_error or sink.broken or f"response body is longer than {DECODE_LIMIT} bytes"
+    return ask, reply, response, parse_error, sink.truncated or len(response) > STORED_LIMIT
+
+
+def _reply(format: Format, sink: Sink, status: int, body: bytes, headers: Mapping[str, str]) -> Reply:
+    if sink.parser is not None:
+        return sink.parser.result()
+    if not is_success(status):
+        return format.parse_error(body)
+    return format.parse_response(body, headers) if body else Reply()
+
+
+def _status(exchange: Exchange, reply: Reply) -> tuple[int, str | None, str | None]:
+    """The worst of HTTP status, in-stream error and early end, as (status, error type, error)."""
+    if exchange.status is not None and not is_success(exchange.status):
+        return exchange.status, reply.error_type, reply.error or exchange.error or f"HTTP {exchange.status}"
+    if reply.error is not None or reply.error_type is not None:
+        return reply.error_status or 500, reply.error_type, reply.error or reply.error_type
+    if exchange.aborted == "timeout":
+        return STATUS_TIMEOUT, "timeout", exchange.error or "timed out"
+    streamed = exchange.sink is not None and exchange.sink.parser is not None
+    whole = exchange.status is not None and streamed and reply.complete
+    if exchange.aborted == "client" and not whole:
+        return STATUS_CANCELLED, "client_cancelled", exchange.error or "client disconnected"
+    if exchange.aborted == "upstream" and not whole:
+        return exchange.status or 502, "upstream_failed", exchange.error or "upstream failed"
+    if streamed and not reply.complete:
+        return exchange.status or 502, "incomplete_stream", "the stream ended before its last event"
+    return exchange.status or 0, None, None
+
+
+def _attempts_json(exchange: Exchange) -> str | None:
+    if len(exchange.attempts) < 2 and exchange.fallback_index is None:
+        return None
+    return json.dumps(
+        [
+            {
+                "target": a.target,
+                "status": a.status,
+                "error": a.error,
+                "duration_ms": round(a.duration_ms, 1),
+                "fallback_index": a.fallback_index,
+                "delay_ms": round(a.delay_ms, 1),
+            }
+            for a in exchange.attempts
+        ]
+    )
+
+
+def _models(exchange: Exchange, ask: Ask, reply: Reply) -> dict[str, str | None]:
+    request_model = ask.model or exchange.route.model
+    override = exchange.directives.model_override
+    return {
+        "model": override or reply.model or request_model,
+        "request_model": request_model,
+        "response_model": reply.model,
+    }
+
+
+def _times(exchange: Exchange) -> dict[str, float | None]:
+    ended = exchange.ended if exchange.ended is not None else exchange.started
+    first = exchange.first_byte
+    return {
+        "latency_ms": round((ended - exchange.started) * 1000, 2),
+        "ttft_ms": None if first is None else round((first - exchange.started) * 1000, 2),
+    }
+
+
+def _who(exchange: Exchange, ask: Ask, headers: Mapping[str, str], secret: bytes) -> dict[str, str | None]:
+    directives = exchange.directives
+    key = credential(headers, exchange.path)
+    auth = directives.auth_value
+    return {
+        "user_id": directives.user_id or ask.user,
+        "session_id": directives.session_id,
+        "session_name": directives.session_name,
+        "session_path": directives.session_path,
+        "prompt_id": directives.prompt.id,
+        "key_fingerprint": fingerprint(secret, key) if key else None,
+        "auth_fingerprint": fingerprint(secret, auth) if auth else None,
+    }
+
+
+def _price(
+    row: dict[str, Any],
+    exchange: Exchange,
+    request: bytes,
+    ask: Ask,
+    reply: Reply,
+    response_headers: Mapping[str, str],
+    pricing: Pricing,
+) -> Usage | None:
+    """Fill in usage and cost; returns the usage the row was priced by."""
+    usage, source, lower_bound = reply.usage, "none", 0
+    billable = exchange.status is not None and is_success(exchange.status) and not exchange.answered_here
+    cut = not reply.complete and reply.error is None
+    if usage is not None and not cut:
+        source = "provider"
+    elif billable and reply.error is None and exchange.route.format:
+        estimate = pricing.estimate(
+            exchange.route.format, exchange.route.provider, row["model"], request, reply
+        )
+        if estimate is not None:
+            usage, source, lower_bound = estimate.usage, "estimated", int(estimate.lower_bound or cut)
+        elif usage is not None:
+            source = "provider"
+    row["usage_source"] = source
+    row["lower_bound"] = lower_bound
+    if reply.usage_json is not None:
+        row["usage_json"] = json.dumps(reply.usage_json, ensure_ascii=False, separators=(",", ":"))
+    if usage is None:
+        return None
+    row.update(
+        input_tokens=usage.input_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        cache_write_1h_tokens=usage.cache_write_1h_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        input_audio_tokens=usage.input_audio_tokens,
+        cache_read_audio_tokens=usage.cache_read_audio_tokens,
+        output_audio_tokens=usage.output_audio_tokens,
+        input_image_tokens=usage.input_image_tokens,
+        output_image_tokens=usage.output_image_tokens,
+    )
+    if reply.cost_usd is not None:
+        row.update(cost_usd=reply.cost_usd, cost_source="provider")
+        return usage
+    context = dict(reply.pricing)
+    if exchange.route.batch:
+        context.setdefault("processing", "batch")
+    models = _price_models(row, exchange)
+    cost = pricing.prices.cost(
+        exchange.route.provider, models, usage, datetime.fromtimestamp(exchange.created_at, UTC), context
+    )
+    if cost is not None:
+        row.update(
+            cost_usd=cost.usd, cost_source=cost.source, price_id=cost.price_id, price_version=cost.version
+        )
+    return usage
+
+
+def _price_models(row: Mapping[str, Any], exchange: Exchange) -> list[str]:
+    """Model names to look a price up by, best first: the override, what answered, what was asked for."""
+    names = [exchange.directives.model_override, row["response_model"], row["request_model"], exchange.route.model]
+    if exchange.route.provider == "bedrock":
+        # The path names the model as it is sold, region prefix included; bodies name it in other words or not at all.
+        names.insert(1, exchange.route.model)
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _bodies(
+    exchange: Exchange,
+    request: bytes,
+    response: bytes,
+    request_headers: Mapping[str, str],
+    response_headers: Mapping[str, str],
+    row: Mapping[str, Any],
+) -> Body | None:
+    directives = exchange.directives
+    if directives.omit_request:
+        request = _omitted(row["request_model"])
+    if directives.omit_response:
+        response = _omitted(row["response_model"] or row["model"])
+    if exchange.cache == "HIT":
+        response = b""
+    return Body(
+        request=request[:STORED_LIMIT],
+        response=response[:STORED_LIMIT],
+        request_type=request_headers.get("content-type"),
+        response_type=response_headers.get("content-type"),
+        request_headers=stored_headers(exchange.request_headers, STORED_REQUEST_HEADERS),
+        response_headers=stored_headers(exchange.response_headers, STORED_RESPONSE_HEADERS),
+    )
+
+
+def _omitted(model: str | None) -> bytes:
+    return json.dumps({"model": model}).encode()
+
+

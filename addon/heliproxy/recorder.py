@@ -1,0 +1,240 @@
+"""The thread behind the proxy: decodes, parses, prices and writes what the event loop only collected.
+
+The event loop hands over raw bytes and finished exchanges and goes on at once; everything slow happens here, in
+order, on one thread, which is also the only writer of the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from heliproxy.exchange import Exchange, Outcome
+from heliproxy.record import Pricing, Sink, build_record
+from heliproxy.store import Record, Writer
+
+logger = logging.getLogger(__name__)
+
+BATCH_SECONDS = 0.2
+"""A row waits at most this long before it is committed."""
+BATCH_ROWS = 500
+MAX_PENDING_BYTES = 256 * 1024 * 1024
+"""Of bytes waiting for this thread; past it, bodies are dropped first."""
+MAX_PENDING_ITEMS = 50_000
+
+Job = Callable[[], Any]
+
+
+Listener = Callable[[list[str]], None]
+"""Called on the recorder's thread with the ids of the rows just committed (live pages, webhooks); must not block."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the recorder has done and lost, shown by `/health` and `doctor`."""
+
+    rows: int = 0
+    lost_rows: int = 0
+    lost_bodies: int = 0
+    errors: int = 0
+    last_error: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A function to be run on the recorder's thread, and its result."""
+
+    job: Job
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Recorder:
+    """Owns the recorder thread. All public methods may be called from any thread and return at once.
+
+    Args:
+        writer: opens and writes the database; used by this thread alone. A function, so that opening (and
+            migrating) happens on the thread too.
+        pricing: gives prices, estimates and fingerprints; called on the thread at the first record.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, writer: Callable[[], Writer], pricing: Callable[[], Pricing], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._open_writer = writer
+        self._load_pricing = pricing
+        self._pricing: Pricing | None = None
+        self._clock = clock
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._pending_bytes = 0
+        self._thread = threading.Thread(target=self._run, name="heliproxy-recorder", daemon=True)
+        self._started = threading.Event()
+        self._start_error: BaseException | None = None
+        self.counters = Counters()
+        self.listeners: list[Listener] = []
+        self._new: list[str] = []
+        self.writer: Writer | None = None
+
+    def start(self) -> None:
+        """Start the thread and wait until the database is open.
+
+        Raises:
+            Exception: whatever opening the database raised (a newer schema, no permission).
+        """
+        self._thread.start()
+        self._started.wait()
+        if self._start_error is not None:
+            raise self._start_error
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stream(self, exchange: Exchange) -> None:
+        """Take the bytes collected so far of a response still streaming in, so that its memory stays bounded."""
+        chunks, exchange.chunks = exchange.chunks, []
+        exchange.pending = 0
+        size = sum(map(len, chunks))
+        if self._pending_bytes + size > MAX_PENDING_BYTES:
+            self.counters.lost_bodies += 1
+            return
+        self._pending_bytes += size
+        self._queue.put((exchange, chunks, size))
+
+    def finish(self, exchange: Exchange) -> None:
+        """Take an exchange that is over; its row is written within `BATCH_SECONDS`."""
+        if self._queue.qsize() > MAX_PENDING_ITEMS:
+            self.counters.lost_rows += 1
+            return
+        self._queue.put(exchange)
+
+    def put(self, record: Record) -> None:
+        """Take a finished record from another door (after-the-fact logging, WebSocket)."""
+        self._queue.put(record)
+
+    def call(self, job: Job, timeout: float | None = 30.0) -> Any:
+        """Run `job` on the recorder thread after everything handed over before, with all rows committed.
+
+        Raises:
+            TimeoutError: it was not reached in time.
+            Exception: whatever the job raised.
+        """
+        call = _Call(job)
+        self._queue.put(call)
+        if not call.done.wait(timeout):
+            raise TimeoutError("the recorder did not answer in time")
+        if call.error is not None:
+            raise call.error
+        return call.result
+
+    def flush(self, timeout: float | None = 30.0) -> None:
+        """Return once everything handed over before is committed."""
+        self.call(lambda: None, timeout)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Write what is left and end the thread."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            self.writer = self._open_writer()
+        except BaseException as e:
+            self._start_error = e
+            return
+        finally:
+            self._started.set()
+        deadline: float | None = None
+        while True:
+            try:
+                wait = None if deadline is None else max(0.0, deadline - self._clock())
+                item = self._queue.get(timeout=wait)
+            except queue.Empty:
+                deadline = self._commit()
+                continue
+            if item is None:
+                self._commit(final=True)
+                self.writer.close()
+                return
+            self._take(item)
+            if self.writer.buffered and deadline is None:
+                deadline = self._clock() + BATCH_SECONDS
+            if deadline is not None and (self.writer.buffered >= BATCH_ROWS or self._clock() >= deadline):
+                deadline = self._commit()
+
+    def _take(self, item: Any) -> None:
+        assert self.writer is not None
+        try:
+            if isinstance(item, tuple):
+                exchange, chunks, size = item
+                self._pending_bytes -= size
+                if exchange.sink is None:
+                    exchange.sink = Sink(exchange)
+                exchange.sink.feed(chunks)
+            elif isinstance(item, Exchange):
+                self._record(item)
+            elif isinstance(item, Record):
+                self._add(item)
+            else:
+                self._answer(item)
+        except Exception as e:
+            self._failed(e)
+
+    def _record(self, exchange: Exchange) -> None:
+        assert self.writer is not None
+        if self._pricing is None:
+            self._pricing = self._load_pricing()
+        record, outcome = build_record(exchange, self._pricing)
+        self._add(record)
+        for act in exchange.after:
+            self._act(act, exchange, outcome)
+
+    def _add(self, record: Record) -> None:
+        assert self.writer is not None
+        if self.writer.add(record):
+            self.counters.rows += 1
+            self._new.append(record.row["id"])
+
+    def _act(self, act: Any, exchange: Exchange, outcome: Outcome) -> None:
+        try:
+            act(exchange, outcome)
+        except Exception as e:
+            self._failed(e)
+
+    def _answer(self, call: _Call) -> None:
+        try:
+            self._commit()
+            call.result = call.job()
+        except BaseException as e:
+            call.error = e
+        finally:
+            call.done.set()
+
+    def _commit(self, final: bool = False) -> float | None:
+        """Commit what is buffered; returns the next deadline when the database could not take it."""
+        assert self.writer is not None
+        if not self.writer.buffered:
+            return None
+        self.writer.flush(force=final)
+        if self.writer.buffered:
+            return self._clock() + 1.0
+        new, self._new = self._new, []
+        for listener in self.listeners:
+            try:
+                listener(new)
+            except Exception as e:
+                self._failed(e)
+        return None
+
+    def _failed(self, error: Exception) -> None:
+        self.counters.errors += 1
+        self.counters.last_error = f"{type(error).__name__}: {error}"
+        logger.warning("recording failed: %s", self.counters.last_error, exc_info=error)

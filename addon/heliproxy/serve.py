@@ -1,0 +1,325 @@
+"""Runs the proxy: headless with only the mitmproxy addons it needs, in a thread for `run`, or inside mitmweb."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mitmproxy import addons as stock
+from mitmproxy import exceptions, hooks, options
+from mitmproxy.addonmanager import AddonManager, safecall
+from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, tlsconfig
+from mitmproxy.flow import Flow
+from mitmproxy.log import MitmLogHandler
+from mitmproxy.master import Master
+from mitmproxy.proxy import mode_specs
+
+from heliproxy import hosts
+from heliproxy.addon import Heliproxy
+from heliproxy.certs import ensure_ca, upstream_trust
+from heliproxy.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The proxy cannot start; the message says why and what to do."""
+
+
+class DirectDispatch(AddonManager):
+    """Calls only the addons that implement a hook, looked up once per hook.
+
+    mitmproxy's own manager walks every addon for every event, and a second time for `update`; that walk was a third
+    of the time a request took.
+    """
+
+    def __init__(self, master: Master) -> None:
+        super().__init__(master)  # type: ignore[no-untyped-call]
+        self._handlers: dict[str, list[Callable[..., Any]]] = {}
+
+    def add(self, *added: Any) -> None:
+        self._handlers.clear()
+        super().add(*added)  # type: ignore[no-untyped-call]
+
+    def remove(self, addon: Any) -> None:
+        self._handlers.clear()
+        super().remove(addon)  # type: ignore[no-untyped-call]
+
+    def _handlers_of(self, event: hooks.Hook) -> list[Callable[..., Any]]:
+        found = self._handlers.get(event.name)
+        if found is None:
+            found = [handler for addon in self.chain for _, handler in self._iter_hooks(addon, event)]  # type: ignore[no-untyped-call]
+            self._handlers[event.name] = found
+        return found
+
+    async def handle_lifecycle(self, event: hooks.Hook) -> None:
+        message = event.args()[0]
+        await self.trigger_event(event)
+        if isinstance(message, Flow) and self._handlers_of(_UPDATE):
+            await self.trigger_event(hooks.UpdateHook([message]))
+
+    async def trigger_event(self, event: hooks.Hook) -> None:
+        for handler in self._handlers_of(event):
+            try:
+                with safecall():  # type: ignore[no-untyped-call]
+                    result = handler(*event.args())
+                    if result is not None:
+                        await result
+            except exceptions.AddonHalt:
+                return
+
+
+_UPDATE = hooks.UpdateHook([])
+
+
+class HeadlessMaster(Master):
+    """mitmproxy's core with the addons a forward proxy needs, and ours."""
+
+    def __init__(self, opts: options.Options, heliproxy: Heliproxy, everything: bool = False) -> None:
+        super().__init__(opts, with_termlog=False)
+        self._legacy_log_events.uninstall()
+        self.addons = DirectDispatch(self)
+        chain: list[Any]
+        if everything:
+            chain = [heliproxy, *stock.default_addons()]
+        else:
+            chain = [
+                core.Core(),
+                disable_h2c.DisableH2C(),
+                heliproxy,
+                proxyserver.Proxyserver(),  # type: ignore[no-untyped-call]
+                next_layer.NextLayer(),
+                tlsconfig.TlsConfig(),
+            ]
+        self.addons.add(*chain)
+
+
+class Proxy:
+    """One headless proxy in the running event loop.
+
+    Raises:
+        StartError: from `start`, when a port is taken or the database cannot be opened.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.addon = Heliproxy()
+        self.master: HeadlessMaster | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        opts = options.Options()
+        known = {name.partition("=")[0] for name in self.settings.mitm_options}
+        self.master = HeadlessMaster(opts, self.addon)
+        if not all(name in opts for name in known):
+            # An option of an addon we leave out: run with all of mitmproxy's.
+            opts = options.Options()
+            self.addon = Heliproxy()
+            self.master = HeadlessMaster(opts, self.addon, everything=True)
+        try:
+            opts.update(**option_values(self.settings))
+            opts.set(*self.settings.mitm_options)
+        except (exceptions.OptionsError, ValueError, KeyError) as e:
+            raise StartError(f"--set: {e}") from e
+        server = self.master.addons.get("proxyserver")
+        modes = [mode_specs.ProxyMode.parse(m) for m in opts.mode]
+        errors = _Errors()
+        errors.install()
+        try:
+            started = await server.servers.update(modes)
+        finally:
+            errors.uninstall()
+        if not started:
+            raise StartError(_port_error(self.settings, errors.messages))
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        await self._until_running()
+
+    async def _until_running(self) -> None:
+        assert self._task is not None
+        while self.addon.services is None and self.addon.startup_error is None and not self._task.done():
+            await asyncio.sleep(0.002)
+        reason = self.addon.startup_error
+        if reason is None and self.addon.services is not None:
+            reason = self.addon.services.api_error
+        if reason is not None or self._task.done():
+            await self.stop()
+            raise StartError(reason or "the proxy stopped while starting")
+
+    async def _run(self) -> None:
+        assert self.master is not None
+        await self.master.run()
+
+    @property
+    def port(self) -> int:
+        """The port really listened on."""
+        assert self.master is not None
+        addresses = self.master.addons.get("proxyserver").listen_addrs()
+        return int(addresses[0][1])
+
+    @property
+    def api_port(self) -> int | None:
+        services = self.addon.services
+        return services.api.address[1] if services is not None and services.api is not None and services.api.address else None
+
+    async def wait(self) -> None:
+        """Return when the proxy has stopped."""
+        assert self._task is not None
+        await self._task
+
+    async def stop(self) -> None:
+        """Let exchanges under way end, write what is left, close all ports."""
+        assert self.master is not None
+        self.master.should_exit.set()
+        if self._task is not None:
+            await self._task
+        await self.master.addons.get("proxyserver").servers.update([])
+
+
+class _Errors(MitmLogHandler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def _port_error(settings: Settings, messages: Sequence[str]) -> str:
+    detail = messages[0].splitlines()[0] if messages else "unknown reason"
+    return f"cannot listen on {settings.host}:{settings.port}: {detail}; another --port may be free"
+
+
+def option_values(settings: Settings) -> dict[str, Any]:
+    """The mitmproxy options one set of settings stands for.
+
+    Raises:
+        OSError: the CA cannot be made.
+    """
+    ca = ensure_ca(settings.home, hosts.CA_HOSTS + tuple(settings.upstreams))
+    values: dict[str, Any] = {
+        "listen_host": settings.host,
+        "listen_port": settings.port,
+        "confdir": str(ca.folder),
+        "upstream_cert": False,
+        "connection_strategy": "lazy",
+        "ssl_verify_upstream_trusted_ca": str(upstream_trust(settings.home, settings.upstream_ca)),
+    }
+    return values | heliproxy_options(settings)
+
+
+def heliproxy_options(settings: Settings) -> dict[str, Any]:
+    """The `heliproxy_*` options one set of settings stands for."""
+    return {
+        "heliproxy_home": str(settings.home),
+        "heliproxy_api_port": -1 if settings.api_port is None else settings.api_port,
+        "heliproxy_upstream": [f"{host}={u.origin}" for host, u in settings.upstreams.items()],
+        "heliproxy_upstream_ca": str(settings.upstream_ca or ""),
+        "heliproxy_default_header": list(settings.default_headers),
+        "heliproxy_stream_usage": settings.stream_usage,
+        "heliproxy_run_id": settings.run_id or "",
+        "heliproxy_token": settings.token or "",
+    }
+
+
+def quiet_logging(level: int = logging.WARNING) -> None:
+    """Send warnings to stderr; mitmproxy's line for every connection and stream is left out."""
+    logging.basicConfig(level=level, stream=sys.stderr, format="heliproxy: %(message)s")
+    logging.getLogger("mitmproxy").setLevel(logging.ERROR)
+
+
+async def serve(settings: Settings, ready: Callable[[Proxy], None]) -> None:
+    """Run a proxy until SIGTERM or SIGINT.
+
+    Raises:
+        StartError: it cannot start.
+    """
+    proxy = Proxy(settings)
+    await proxy.start()
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    ready(proxy)
+    await stopped.wait()
+    await proxy.stop()
+
+
+class ProxyThread:
+    """A headless proxy in a thread of its own: `with ProxyThread(settings) as proxy: proxy.port`.
+
+    Raises:
+        StartError: on entering, when the proxy cannot start.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._thread = threading.Thread(target=self._main, name="heliproxy", daemon=True)
+        self._ready = threading.Event()
+        self._error: Exception | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self.proxy: Proxy | None = None
+        self.port = 0
+        self.api_port: int | None = None
+
+    def __enter__(self) -> ProxyThread:
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._loop is not None and self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+    @property
+    def addon(self) -> Heliproxy:
+        assert self.proxy is not None
+        return self.proxy.addon
+
+    def flush(self) -> None:
+        """Return once every exchange finished so far is in the database."""
+        self.addon.recorder.flush()
+
+    def _main(self) -> None:
+        asyncio.run(self._amain())
+
+    async def _amain(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        proxy = Proxy(self._settings)
+        try:
+            await proxy.start()
+        except Exception as e:
+            self._error = e if isinstance(e, StartError) else StartError(f"{type(e).__name__}: {e}")
+            self._error.__cause__ = e
+            self._ready.set()
+            return
+        self.proxy, self.port, self.api_port = proxy, proxy.port, proxy.api_port
+        self._ready.set()
+        await self._stop.wait()
+        await proxy.stop()
+
+
+def web(settings: Settings, arguments: Sequence[str] = ()) -> None:
+    """Run mitmweb with our addon until it is stopped."""
+    from mitmproxy.tools import main
+
+    script = Path(__file__).parent / "script.py"
+    values = option_values(settings)
+    listen = ["--listen-host", values.pop("listen_host"), "--listen-port", str(values.pop("listen_port"))]
+    pairs = [(name, item) for name, value in values.items() for item in (value if isinstance(value, list) else [value])]
+    sets = [part for name, item in pairs for part in ("--set", f"{name}={str(item).lower() if isinstance(item, bool) else item}")]
+    extra = [part for item in settings.mitm_options for part in ("--set", item)]
+    main.mitmweb(["-s", str(script), *listen, *sets, *extra, *arguments])
