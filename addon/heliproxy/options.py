@@ -1,0 +1,121 @@
+"""The command line options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def home_option(command: Command) -> Command:
+    """Add `--home`; the command gets `home: Path`, the default folder when it is not given."""
+    return click.option(
+        "--home",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="HELIPROXY_HOME",
+        default=_default_home,
+        show_default="your user data folder",
+        help="Folder of the database, the certificate authority and the configuration.",
+    )(command)
+
+
+def proxy_options(*, port: int = 8080, api_port: int | None = 8585) -> Callable[[Command], Command]:
+    """Add every option that says how a proxy runs; the command gets them as one `settings: Settings`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_settings(**values: Any) -> Any:
+            return command(settings=_settings(values), **values)
+
+        # The first decorator applied is the last option shown.
+        for option in reversed((home_option, *_proxy_options(port, api_port))):
+            with_settings = option(with_settings)
+        return with_settings
+
+    return decorate
+
+
+def _proxy_options(port: int, api_port: int | None) -> tuple[Callable[[Command], Command], ...]:
+    return (
+        click.option(
+            "--port",
+            type=click.IntRange(0, 65535),
+            default=port,
+            show_default=str(port) if port else "a free one",
+            help="Port of the proxy and gateway.",
+        ),
+        click.option(
+            "--api-port",
+            type=click.IntRange(0, 65535),
+            default=api_port,
+            show_default=str(api_port) if api_port is not None else "none",
+            help="Port of the dashboard and REST API.",
+        ),
+        click.option(
+            "--upstream",
+            "upstreams",
+            multiple=True,
+            metavar="HOST=URL",
+            help="Send what is meant for HOST to URL: a mock, a local model, a company gateway. Repeatable.",
+        ),
+        click.option(
+            "--upstream-ca",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True),
+            help="Certificates to trust for upstreams, beside the usual ones (PEM).",
+        ),
+        click.option(
+            "--set",
+            "mitm_options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Set a mitmproxy option. Repeatable.",
+        ),
+        click.option(
+            "--default-header",
+            "default_headers",
+            multiple=True,
+            metavar="'NAME: VALUE'",
+            help="Add a header to every call that does not carry it, for example a Helicone-Property. Repeatable.",
+        ),
+        click.option(
+            "--stream-usage",
+            is_flag=True,
+            help="Ask for usage in streamed OpenAI chats that do not, so that their tokens are exact.",
+        ),
+    )
+
+
+def _default_home() -> Path:
+    from heliproxy.home import default_home
+
+    return default_home()
+
+
+def _settings(values: dict[str, Any]) -> Any:
+    """Take the shared options out of `values` and make them one Settings."""
+    from heliproxy.settings import Settings, parse_upstreams
+
+    try:
+        upstreams = parse_upstreams(values.pop("upstreams"))
+    except ValueError as e:
+        raise click.BadParameter(str(e), param_hint="--upstream") from e
+    headers = tuple(values.pop("default_headers"))
+    for line in headers:
+        name, colon, _ = line.partition(":")
+        if not colon or not name.strip() or any(c in line for c in "\r\n"):
+            raise click.BadParameter(f"{line!r}: expected 'Name: value'", param_hint="--default-header")
+    return Settings(
+        home=values.pop("home"),
+        port=values.pop("port"),
+        api_port=values.pop("api_port"),
+        upstreams=upstreams,
+        upstream_ca=values.pop("upstream_ca"),
+        mitm_options=tuple(values.pop("mitm_options")),
+        default_headers=headers,
+        stream_usage=values.pop("stream_usage"),
+    )
