@@ -1,0 +1,369 @@
+"""Fallbacks: `Helicone-Fallbacks` and the model string of the AI gateway (helicone-proxy.md section 6).
+
+An entry replaces the request headers entirely, so the credentials of one target never reach another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Never
+from urllib.parse import urlsplit
+
+from heliproxy.policies.answers import Answer, DirectiveError, exception_answer, json_answer
+
+_PROTO_KEYS = frozenset({"__proto__", "constructor", "prototype"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """One entry of `Helicone-Fallbacks`."""
+
+    target_url: str
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    """What is sent instead of the client's headers; credentials among them."""
+    on_codes: tuple[tuple[int, int], ...]
+    """Inclusive ranges of statuses that move on to the next entry."""
+    body_override: Mapping[str, Any] | None = None
+
+    def matches(self, status: int) -> bool:
+        """Whether this status, answered by this entry, moves on to the next one."""
+        return any(low <= status <= high for low, high in self.on_codes)
+
+
+def parse_fallbacks(raw: str) -> tuple[Fallback, ...]:
+    """Read the header; raises DirectiveError (500 JSON) that names the entry and key that is wrong."""
+    try:
+        entries = json.loads(raw)
+    except (ValueError, RecursionError):
+        _fail("not valid JSON")
+    if not isinstance(entries, list):
+        _fail("expected a JSON array of objects")
+    if not entries:
+        _fail("the array has no entries")
+    return tuple(_entry(entry, f"entry {index}") for index, entry in enumerate(entries))
+
+
+def _fail(what: str) -> Never:
+    raise DirectiveError(exception_answer(f"Helicone-Fallbacks: {what}"))
+
+
+def _entry(entry: Any, where: str) -> Fallback:
+    if not isinstance(entry, dict):
+        _fail(f"{where} is not an object")
+    for key in ("target-url", "headers", "onCodes"):
+        if key not in entry:
+            _fail(f"{where} has no '{key}'")
+    target, headers, override = entry["target-url"], entry["headers"], entry.get("bodyKeyOverride")
+    if not isinstance(target, str) or not target:
+        _fail(f"{where}: 'target-url' must be a non-empty string")
+    if not _is_url(target):
+        _fail(f"{where}: 'target-url' must be an absolute http or https URL")
+    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
+        _fail(f"{where}: 'headers' must be an object of strings")
+    if override is not None and not isinstance(override, dict):
+        _fail(f"{where}: 'bodyKeyOverride' must be an object")
+    pairs = tuple((_header_text(name), _header_text(value)) for name, value in headers.items())
+    return Fallback(target, pairs, _codes(entry["onCodes"], where), override)
+
+
+def _header_text(text: str) -> str:
+    """Header text that cannot start another header or another request, and can be encoded."""
+    return "".join(c for c in text if c >= " " and c != "\x7f" and not "\ud800" <= c <= "\udfff").strip()
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
+
+
+def _codes(codes: Any, where: str) -> tuple[tuple[int, int], ...]:
+    if not isinstance(codes, list):
+        _fail(f"{where}: 'onCodes' must be an array")
+    found = []
+    for code in codes:
+        if _is_int(code):
+            found.append((int(code), int(code)))
+        elif isinstance(code, dict) and _is_int(code.get("from")) and _is_int(code.get("to")):
+            found.append((int(code["from"]), int(code["to"])))
+        else:
+            _fail(f'{where}: \'onCodes\' takes whole numbers and {{"from": ..., "to": ...}}')
+    return tuple(found)
+
+
+def _is_int(value: Any) -> bool:
+    return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
+
+
+def next_index(fallbacks: Sequence[Fallback], index: int, status: int) -> int | None:
+    """The entry to try after `index` answered `status`; None: return that answer (always so for the last one)."""
+    if index + 1 < len(fallbacks) and fallbacks[index].matches(status):
+        return index + 1
+    return None
+
+
+def override_body(body: bytes, override: Mapping[str, Any] | None) -> bytes:
+    """The client's body with `bodyKeyOverride` merged in: the original for every entry, nothing persists.
+
+    Raises DirectiveError (500 JSON) when there is an override and the body is not a JSON object.
+    """
+    if not override:
+        return body
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        _fail("'bodyKeyOverride' needs a JSON object as the request body")
+    try:
+        return json.dumps(merge(value, override), separators=(",", ":"), ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return json.dumps(merge(value, override), separators=(",", ":")).encode()
+
+
+def merge(value: Any, override: Mapping[str, Any]) -> Any:
+    """Deep merge: objects go into objects (made when absent), everything else is replaced; prototype keys skipped."""
+    merged = dict(value) if isinstance(value, Mapping) else {}
+    for key, new in override.items():
+        if key in _PROTO_KEYS:
+            continue
+        merged[key] = merge(merged.get(key), new) if isinstance(new, Mapping) else new
+    return merged
+
+
+# --- the AI gateway's model string -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayProvider:
+    """Where one provider of the AI gateway is reached, and with whose key."""
+
+    id: str
+    base_url: str
+    """Origin and path prefix that replaces `/v1`."""
+    env: tuple[str, ...]
+    """Environment variables that may hold the user's key, first found wins."""
+    format: str = "openai"
+    """Which request shape it speaks: `openai`, `anthropic` or `google`."""
+    priority: int = 4
+
+
+PROVIDERS: Mapping[str, GatewayProvider] = {
+    p.id: p
+    for p in (
+        GatewayProvider("anthropic", "https://api.anthropic.com/v1", ("ANTHROPIC_API_KEY",), "anthropic", 3),
+        GatewayProvider("openai", "https://api.openai.com/v1", ("OPENAI_API_KEY",), "openai", 3),
+        GatewayProvider("azure", "", ("AZURE_OPENAI_API_KEY",), "azure"),
+        GatewayProvider("baseten", "https://inference.baseten.co/v1", ("BASETEN_API_KEY",)),
+        GatewayProvider("bedrock", "", ("AWS_BEARER_TOKEN_BEDROCK",), "bedrock"),
+        GatewayProvider("canopywave", "https://inference.canopywave.io/v1", ("CANOPYWAVE_API_KEY",)),
+        GatewayProvider("cerebras", "https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",)),
+        GatewayProvider("chutes", "https://llm.chutes.ai/v1", ("CHUTES_API_KEY",)),
+        GatewayProvider("deepinfra", "https://api.deepinfra.com/v1/openai", ("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN")),
+        GatewayProvider("deepseek", "https://api.deepseek.com/v1", ("DEEPSEEK_API_KEY",)),
+        GatewayProvider("fireworks", "https://api.fireworks.ai/inference/v1", ("FIREWORKS_API_KEY",)),
+        GatewayProvider(
+            "google-ai-studio",
+            "https://generativelanguage.googleapis.com/v1beta/openai",
+            ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+            "openai",
+            5,
+        ),
+        GatewayProvider("groq", "https://api.groq.com/openai/v1", ("GROQ_API_KEY",)),
+        GatewayProvider("helicone", "", (), "helicone", 2),
+        GatewayProvider("mistral", "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",)),
+        GatewayProvider("nebius", "https://api.tokenfactory.nebius.com/v1", ("NEBIUS_API_KEY",)),
+        GatewayProvider("novita", "https://api.novita.ai/v3/openai", ("NOVITA_API_KEY",)),
+        GatewayProvider("openrouter", "https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY",), "openai", 10),
+        GatewayProvider("perplexity", "https://api.perplexity.ai", ("PERPLEXITY_API_KEY", "PPLX_API_KEY")),
+        GatewayProvider("vertex", "", ("GOOGLE_APPLICATION_CREDENTIALS",), "vertex"),
+        GatewayProvider("xai", "https://api.x.ai/v1", ("XAI_API_KEY",)),
+    )
+}
+"""Provider ids of section 6. Those without a base URL need more than a key and are skipped, with the reason."""
+
+# Which provider makes a model, for entries that name none: the first match of the model's start.
+_MAKERS = (
+    (("gpt-", "o1", "o3", "o4", "chatgpt-", "text-embedding-", "davinci", "babbage"), "openai"),
+    (("claude",), "anthropic"),
+    (("gemini", "gemma"), "google-ai-studio"),
+    (("grok",), "xai"),
+    (("deepseek",), "deepseek"),
+    (("mistral", "codestral", "ministral", "magistral", "devstral", "pixtral"), "mistral"),
+    (("sonar",), "perplexity"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayEntry:
+    """One `model[/provider[/deployment]]` of a gateway model string."""
+
+    model: str
+    provider: str | None = None
+    deployment: str | None = None
+    online: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayTarget:
+    """One attempt of the AI gateway: where to call, as which model, with which key."""
+
+    provider: str
+    model: str
+    base_url: str
+    format: str
+    key: str = field(repr=False)
+    online: bool = False
+
+    @property
+    def auth_headers(self) -> tuple[tuple[str, str], ...]:
+        """The credential headers of this target only."""
+        if self.format == "anthropic":
+            return (("x-api-key", self.key), ("anthropic-version", "2023-06-01"))
+        return (("authorization", f"Bearer {self.key}"),)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayPlan:
+    """The targets of a model string in the order to try, and why entries were skipped."""
+
+    targets: tuple[GatewayTarget, ...]
+    skipped: tuple[str, ...] = ()
+    error: Answer | None = None
+
+
+def parse_model_string(text: str) -> tuple[tuple[GatewayEntry, ...], frozenset[str]]:
+    """Entries in order, and the providers excluded with `!`; raises DirectiveError (400) as section 3.4 says."""
+    entries: list[GatewayEntry] = []
+    excluded: set[str] = set()
+    for part in (p.strip() for p in text.split(",")):
+        if part.startswith("!"):
+            excluded.add(_excluded(part[1:].strip()))
+        elif part:
+            entries.append(_gateway_entry(part))
+    return tuple(entries), frozenset(excluded)
+
+
+def _excluded(name: str) -> str:
+    if not name:
+        raise DirectiveError(gateway_error(400, "invalid_request_error", "'!' needs a provider name after it"))
+    if name.lower() not in PROVIDERS:
+        raise DirectiveError(gateway_error(400, "invalid_request_error", f"'!{name}': unknown provider"))
+    return name.lower()
+
+
+def _gateway_entry(part: str) -> GatewayEntry:
+    pieces = [p.strip() for p in part.split("/")]
+    for index, piece in enumerate(pieces[1:], 1):
+        if piece.lower() in PROVIDERS:  # the model's own name may hold slashes: meta-llama/llama-3/groq
+            model, provider, rest = "/".join(pieces[:index]), piece.lower(), "/".join(pieces[index + 1 :])
+            break
+    else:
+        model, provider, rest = pieces[0], (pieces[1].lower() if len(pieces) > 1 else None), "/".join(pieces[2:])
+    online = model.endswith(":online")
+    return GatewayEntry(model.removesuffix(":online"), provider, rest or None, online)
+
+
+def plan_models(model: object, env: Mapping[str, str]) -> GatewayPlan:
+    """Turn the body's `model` into targets, with the user's own keys from `env`.
+
+    Never raises: `error` is the 400 to answer when nothing is left to try.
+    """
+    if model is None or model == "":
+        return GatewayPlan((), (), gateway_error(400, "invalid_request_error", "the request body has no 'model'"))
+    if not isinstance(model, str):
+        return GatewayPlan((), (), gateway_error(400, "invalid_request_error", "'model' must be a string"))
+    try:
+        entries, excluded = parse_model_string(model)
+    except DirectiveError as e:
+        return GatewayPlan((), (), e.answer)
+    targets: list[GatewayTarget] = []
+    skipped: list[str] = []
+    for entry in entries:
+        for provider in _candidates(entry, excluded, env, skipped):
+            target = _target(entry, provider, env, skipped)
+            if target and target not in targets:
+                targets.append(target)
+    if targets:
+        return GatewayPlan(tuple(targets), tuple(skipped))
+    reason = "; ".join(skipped) or "no model was named"
+    message = f"No available providers for '{model[:200]}': {reason}"
+    return GatewayPlan((), tuple(skipped), gateway_error(400, "invalid_request_error", message))
+
+
+def _candidates(
+    entry: GatewayEntry, excluded: frozenset[str], env: Mapping[str, str], skipped: list[str]
+) -> list[GatewayProvider]:
+    """The providers an entry may go to, best first."""
+    if entry.provider is not None:
+        provider = PROVIDERS.get(entry.provider)
+        if provider is None:
+            skipped.append(f"unknown provider '{entry.provider}'")
+        elif provider.id in excluded:
+            skipped.append(f"'{provider.id}' is excluded")
+        else:
+            return [provider]
+        return []
+    model = entry.model.lower()
+    makers = [PROVIDERS[name] for starts, name in _MAKERS if model.startswith(starts)][:1]
+    if not makers:
+        skipped.append(f"model '{entry.model}' names no provider and none is known for it")
+    usable = [p for p in makers if p.id not in excluded and _key(p, env)]
+    if makers and not usable:
+        skipped.append(f"'{makers[0].id}' is excluded or has no key ({' or '.join(makers[0].env)} is not set)")
+    return sorted(usable, key=lambda p: p.priority)
+
+
+def _key(provider: GatewayProvider, env: Mapping[str, str]) -> str | None:
+    return next((env[name] for name in provider.env if env.get(name)), None)
+
+
+def _target(
+    entry: GatewayEntry, provider: GatewayProvider, env: Mapping[str, str], skipped: list[str]
+) -> GatewayTarget | None:
+    key = _key(provider, env)
+    if not provider.base_url:
+        skipped.append(f"'{provider.id}' needs more than a key; call it through its own host")
+    elif key is None:
+        skipped.append(f"'{provider.id}' has no key ({' or '.join(provider.env)} is not set)")
+    else:
+        model = entry.deployment or entry.model
+        return GatewayTarget(provider.id, model, provider.base_url, provider.format, key, entry.online)
+    return None
+
+
+def gateway_error(status: int, code: str, message: str, details: Sequence[Mapping[str, object]] = ()) -> Answer:
+    """The error shape of the AI gateway (section 3.4), with the content type its rebuilt response loses."""
+    body = {
+        "success": False,
+        "error": {"code": code, "message": message, "details": list(details), "param": None},
+    }
+    return json_answer(status, body, reason="gateway", content_type="application/json")
+
+
+def gateway_failure(attempts: Sequence[tuple[str, int | None, str]]) -> Answer:
+    """The answer when every attempt failed: (provider, status or None, message) in the order tried (section 3.4)."""
+    details = [
+        {"source": provider, "type": "request_failed", "message": message, "statusCode": status or 500}
+        for provider, status, message in attempts
+    ]
+    statuses = [status or 500 for _, status, _ in attempts]
+    if 403 in statuses:
+        return gateway_error(403, "request_failed", _message(attempts, 403), details)
+    if 401 in statuses:
+        return gateway_error(401, "invalid_api_key", "Authentication failed", details)
+    other = next((status for status in statuses if status != 429), None)
+    if other is not None:
+        return gateway_error(500, "request_failed", _message(attempts, other), details)
+    if statuses:
+        return gateway_error(429, "rate_limited", "Rate limited", details)
+    return gateway_error(500, "all_attempts_failed", "Every provider that was tried failed", details)
+
+
+def _message(attempts: Sequence[tuple[str, int | None, str]], wanted: int) -> str:
+    found = (message for _, status, message in attempts if (status or 500) == wanted)
+    return next(found, "") or f"upstream answered {wanted}"
