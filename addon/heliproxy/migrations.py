@@ -1,0 +1,252 @@
+"""The schema of heliproxy.db, as numbered steps. A released step is never edited; a change is a new step.
+
+sqlite-utils keeps the list of applied steps in the table `_sqlite_migrations`. All pending steps run in one
+transaction, so a process killed in the middle leaves the old schema or the new one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from sqlite_utils import Database
+
+SET_NAME = "heliproxy"
+
+
+class SchemaError(Exception):
+    """The file is not ours, or was written by another version of heliproxy than this one can handle."""
+
+
+M001 = (
+    """
+    CREATE TABLE requests (
+        id TEXT PRIMARY KEY,
+        created_at TEXT NOT NULL,
+        provider TEXT,
+        host TEXT,
+        path TEXT,
+        method TEXT,
+        model TEXT,
+        request_model TEXT,
+        response_model TEXT,
+        status INTEGER,
+        error TEXT,
+        error_type TEXT,
+        stream INTEGER,
+        latency_ms REAL,
+        ttft_ms REAL,
+        input_tokens INTEGER,
+        cache_read_tokens INTEGER,
+        cache_write_tokens INTEGER,
+        cache_write_1h_tokens INTEGER,
+        output_tokens INTEGER,
+        reasoning_tokens INTEGER,
+        input_audio_tokens INTEGER,
+        cache_read_audio_tokens INTEGER,
+        output_audio_tokens INTEGER,
+        input_image_tokens INTEGER,
+        output_image_tokens INTEGER,
+        usage_source TEXT,
+        usage_json TEXT,
+        lower_bound INTEGER,
+        cost_usd REAL,
+        cost_source TEXT,
+        price_id TEXT,
+        price_version TEXT,
+        saved_usd REAL,
+        cache TEXT,
+        cache_reference_id TEXT,
+        attempts INTEGER,
+        attempts_json TEXT,
+        fallback_index INTEGER,
+        user_id TEXT,
+        session_id TEXT,
+        session_name TEXT,
+        session_path TEXT,
+        prompt_id TEXT,
+        key_fingerprint TEXT,
+        run_id TEXT,
+        client TEXT,
+        service_tier TEXT,
+        finish_reason TEXT,
+        response_id TEXT,
+        format TEXT,
+        source TEXT,
+        target_url TEXT,
+        warning TEXT,
+        parse_error TEXT,
+        truncated INTEGER,
+        incomplete INTEGER,
+        preview TEXT,
+        answer_preview TEXT,
+        size_request INTEGER,
+        size_response INTEGER
+    )
+    """,
+    """
+    CREATE TABLE properties (
+        request_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT,
+        PRIMARY KEY (request_id, key)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE scores (
+        request_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        value REAL,
+        type TEXT,
+        PRIMARY KEY (request_id, name)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE feedback (
+        request_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        value TEXT,
+        type TEXT,
+        created_at TEXT,
+        PRIMARY KEY (request_id, name)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE bodies (
+        request_id TEXT PRIMARY KEY,
+        request BLOB,
+        response BLOB,
+        encoding TEXT NOT NULL DEFAULT '',
+        request_type TEXT,
+        response_type TEXT,
+        request_headers TEXT,
+        response_headers TEXT
+    )
+    """,
+    "CREATE INDEX requests_created_at ON requests (created_at)",
+    # Partial: most rows have no user, session or run, and then pay nothing.
+    "CREATE INDEX requests_user ON requests (user_id, created_at) WHERE user_id IS NOT NULL",
+    "CREATE INDEX requests_session ON requests (session_id, created_at) WHERE session_id IS NOT NULL",
+    "CREATE INDEX requests_run ON requests (run_id, created_at) WHERE run_id IS NOT NULL",
+    # Helicone's table, for its SQL. Its prompt_tokens leave out cached and audio input, its completion_tokens leave out
+    # reasoning and audio output; total_tokens is everything. Cost is an integer, USD * 1e9.
+    """
+    CREATE VIEW request_response_rmt AS
+    SELECT
+        coalesce(r.response_id, r.id) AS response_id,
+        strftime('%Y-%m-%dT%H:%M:%fZ', r.created_at, printf('%+.3f seconds', coalesce(r.latency_ms, 0) / 1000.0))
+            AS response_created_at,
+        CAST(round(r.latency_ms) AS INTEGER) AS latency,
+        r.status AS status,
+        max(0, coalesce(r.output_tokens, 0) - coalesce(r.reasoning_tokens, 0) - coalesce(r.output_audio_tokens, 0))
+            AS completion_tokens,
+        coalesce(r.output_audio_tokens, 0) AS completion_audio_tokens,
+        max(0, coalesce(r.input_tokens, 0) - coalesce(r.cache_read_tokens, 0) - coalesce(r.cache_write_tokens, 0)
+            - coalesce(r.input_audio_tokens, 0)) AS prompt_tokens,
+        coalesce(r.cache_write_tokens, 0) AS prompt_cache_write_tokens,
+        coalesce(r.cache_read_tokens, 0) AS prompt_cache_read_tokens,
+        coalesce(r.input_audio_tokens, 0) AS prompt_audio_tokens,
+        coalesce(r.reasoning_tokens, 0) AS reasoning_tokens,
+        coalesce(r.input_tokens, 0) + coalesce(r.output_tokens, 0) AS total_tokens,
+        coalesce(r.model, '') AS model,
+        r.id AS request_id,
+        r.created_at AS request_created_at,
+        coalesce(r.user_id, '') AS user_id,
+        'local' AS organization_id,
+        r.key_fingerprint AS proxy_key_id,
+        r.status IS -4 AS threat,
+        CAST(round(coalesce(r.ttft_ms, 0)) AS INTEGER) AS time_to_first_token,
+        upper(r.provider) AS provider,
+        coalesce(r.target_url, 'https://' || r.host || r.path) AS target_url,
+        NULL AS country_code,
+        r.cache IS NOT NULL AS cache_enabled,
+        r.cache IS 'HIT' AS cached,
+        r.cache_reference_id AS cache_reference_id,
+        r.source AS request_referrer,
+        0 AS is_passthrough_billing,
+        (SELECT json_group_object(p.key, p.value) FROM properties p WHERE p.request_id = r.id) AS properties,
+        (SELECT json_group_object(s.name, s.value) FROM scores s WHERE s.request_id = r.id) AS scores,
+        r.preview AS request_body,
+        r.answer_preview AS response_body,
+        CAST(round(r.cost_usd * 1000000000) AS INTEGER) AS cost,
+        r.prompt_id AS prompt_id,
+        NULL AS prompt_version,
+        'sqlite' AS storage_location,
+        coalesce(r.size_request, 0) + coalesce(r.size_response, 0) AS size_bytes,
+        r.created_at AS updated_at,
+        r.session_id AS session_id,
+        r.session_name AS session_name,
+        r.session_path AS session_path
+    FROM requests r
+    """,
+)
+
+
+def m001_first_schema(db: Database) -> None:
+    for statement in M001:
+        db.execute(statement)
+
+
+STEPS = (m001_first_schema,)
+NAMES = frozenset(step.__name__ for step in STEPS)
+
+
+def applied_steps(conn: sqlite3.Connection) -> frozenset[str]:
+    """Names of the steps this file has had; empty for a new file.
+
+    Raises SchemaError for a database that has tables but none of ours; sqlite3.Error when it cannot be read.
+    """
+    tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "_sqlite_migrations" in tables:
+        rows = conn.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (SET_NAME,)).fetchall()
+        if rows:
+            return frozenset(name for (name,) in rows)
+    if tables:
+        raise SchemaError("this SQLite file is not a heliproxy database")
+    return frozenset()
+
+
+def check_not_newer(applied: frozenset[str]) -> None:
+    """Raise SchemaError when the file has had steps this version does not know."""
+    unknown = sorted(applied - NAMES)
+    if unknown:
+        raise SchemaError(
+            f"the database was written by a newer heliproxy (it has {', '.join(unknown)}); update heliproxy to read it"
+        )
+
+
+def check_current(conn: sqlite3.Connection) -> None:
+    """Raise SchemaError unless the schema is exactly ours. For readers, which never migrate."""
+    applied = applied_steps(conn)
+    check_not_newer(applied)
+    if applied != NAMES:
+        raise SchemaError("the database has an older schema; run `heliproxy serve` once to bring it up to date")
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the file up to this version. The connection is in autocommit mode (isolation_level None).
+
+    Raises SchemaError, file unchanged, when it is newer or not ours; sqlite3.Error when it cannot be written.
+    """
+    applied = applied_steps(conn)
+    check_not_newer(applied)
+    if applied == NAMES:
+        return
+    # A heavy import, needed on the first run and after an update only.
+    from sqlite_utils import Database, Migrations
+
+    migrations = Migrations(SET_NAME)
+    for step in STEPS:
+        migrations()(step)
+    # The write lock is taken before looking again: another process may be migrating the same file.
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        check_not_newer(applied_steps(conn))
+        migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))
+        conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+        raise

@@ -1,0 +1,452 @@
+"""heliproxy.db: the one SQLite file everything is written to and read from.
+
+A `Writer` belongs to one thread. It buffers records and commits them in batches; nothing it does raises into the
+traffic: when SQLite cannot take a batch, the batch is kept and tried again later. What is kept is bounded: bodies are
+dropped first, then rows, and everything lost is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from heliproxy import migrations
+from heliproxy.bodies import Body, encode_body
+from heliproxy.home import make_private_file, make_private_folder
+from heliproxy.migrations import SchemaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    "id", "created_at", "provider", "host", "path", "method", "model", "request_model", "response_model", "status",
+    "error", "error_type", "stream", "latency_ms", "ttft_ms", "input_tokens", "cache_read_tokens",
+    "cache_write_tokens", "cache_write_1h_tokens", "output_tokens", "reasoning_tokens", "input_audio_tokens",
+    "cache_read_audio_tokens", "output_audio_tokens", "input_image_tokens", "output_image_tokens", "usage_source",
+    "usage_json", "lower_bound", "cost_usd", "cost_source", "price_id", "price_version", "saved_usd", "cache",
+    "cache_reference_id", "attempts", "attempts_json", "fallback_index", "user_id", "session_id", "session_name",
+    "session_path", "prompt_id", "key_fingerprint", "run_id", "client", "service_tier", "finish_reason",
+    "response_id", "format", "source", "target_url", "warning", "parse_error", "truncated", "incomplete", "preview",
+    "answer_preview", "size_request", "size_response",
+)  # fmt: skip
+INCOMPLETE = COLUMNS.index("incomplete")
+
+# A row that was opened early (incomplete = 1) gives way to the final one; it never overwrites a final one.
+PUT_ROW = (
+    f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
+    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in COLUMNS[1:])} "
+    "WHERE requests.incomplete IS 1 OR excluded.incomplete IS NOT 1"
+)
+# What was set through the API for this id before its row arrived stays.
+PUT_PROPERTY = "INSERT OR IGNORE INTO properties (request_id, key, value) VALUES (?, ?, ?)"
+PUT_BODY = "INSERT OR REPLACE INTO bodies VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+SET_PROPERTY = "INSERT OR REPLACE INTO properties (request_id, key, value) VALUES (?, ?, ?)"
+SET_SCORE = "INSERT OR REPLACE INTO scores (request_id, name, value, type) VALUES (?, ?, ?, ?)"
+SET_FEEDBACK = "INSERT OR REPLACE INTO feedback (request_id, name, value, type, created_at) VALUES (?, ?, ?, ?, ?)"
+
+FEEDBACK_SCORE = "helicone-score-feedback"
+
+# Errors that lie in one value of one row: the rest of the batch is written without it.
+POISON = (
+    OverflowError,
+    UnicodeError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+)
+Failure = (sqlite3.Error, OSError, SchemaError)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One exchange to be stored. `row` has keys of `COLUMNS`; an absent key is NULL."""
+
+    row: Mapping[str, Any]
+    properties: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The database file at `path`: opens writers and readers of it."""
+
+    path: Path
+    clock: Callable[[], float] = time.time
+    """Unix time in seconds."""
+
+    def writer(self, **limits: Any) -> Writer:
+        """Open for writing: create or migrate the file. Raises SchemaError, sqlite3.Error or OSError if it cannot."""
+        writer = Writer(self.path, clock=self.clock, **limits)
+        writer.open()
+        return writer
+
+    def reader(self) -> sqlite3.Connection:
+        """Open for reading, see `open_reader`."""
+        return open_reader(self.path)
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open the database read-only, on a live file or a copy of one; never migrates.
+
+    Raises FileNotFoundError, SchemaError (another version's file, or not ours) or sqlite3.Error.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no database at {path}")
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    try:
+        conn = connect_reader(uri)
+    except sqlite3.OperationalError:
+        # A copy in a folder we may not write to has no place for the -shm file that WAL needs. Without a -wal file
+        # beside it nobody is writing, and it can be read as it stands.
+        if Path(f"{path}-wal").exists():
+            raise
+        conn = connect_reader(uri + "&immutable=1")
+    try:
+        migrations.check_current(conn)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def connect_reader(uri: str) -> sqlite3.Connection:
+    conn = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5, check_same_thread=False)
+    try:
+        conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as e:
+        conn.close()
+        if primary_code(e) == sqlite3.SQLITE_NOTADB:
+            raise SchemaError("the file is not a SQLite database") from e
+        raise
+    return conn
+
+
+def open_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    """Open for writing, create (file 0600, folder 0700) and migrate as needed.
+
+    Raises SchemaError with the file unchanged, sqlite3.Error or OSError.
+    """
+    make_private_folder(path.parent)
+    make_private_file(path)
+    conn = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout, check_same_thread=False)
+    try:
+        migrations.check_not_newer(migrations.applied_steps(conn))
+        conn.execute("PRAGMA journal_mode = WAL")
+        # Safe against a killed process; a power cut may cost the last commits but not the file.
+        conn.execute("PRAGMA synchronous = NORMAL")
+        conn.execute(f"PRAGMA journal_size_limit = {64 << 20}")
+        migrations.migrate(conn)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def primary_code(error: BaseException) -> int:
+    """The SQLite result code without its extension; -1 when there is none."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else -1
+
+
+class Writer:
+    """Buffers records and writes them in batches. One thread at a time.
+
+    `max_rows` and `max_body_bytes` bound what is kept while SQLite cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        busy_timeout: float = 5.0,
+        max_rows: int = 20_000,
+        max_body_bytes: int = 64 << 20,
+    ) -> None:
+        self.path = path
+        self.written = 0
+        self.lost_rows = 0
+        self.lost_bodies = 0
+        self.errors = 0
+        self.last_error: str | None = None
+        self._clock = clock
+        self._monotonic = monotonic
+        self._busy_timeout = busy_timeout
+        self._max_rows = max_rows
+        self._max_body_bytes = max_body_bytes
+        self._conn: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._rows: dict[str, tuple[Any, ...]] = {}
+        self._properties: list[tuple[Any, ...]] = []
+        self._bodies: dict[str, tuple[Any, ...]] = {}
+        self._body_bytes = 0
+        self._retry_at = 0.0
+        self._delay = 0.0
+
+    # -- records -------------------------------------------------------------------------------------------------
+
+    def add(self, record: Record) -> bool:
+        """Buffer one record; False when it had to be dropped."""
+        row = record.row
+        key = row.get("id")
+        if not isinstance(key, str) or not key or not row.get("created_at"):
+            self._lose(f"a record without id or created_at: {key!r}", rows=1)
+            return False
+        known = self._rows.get(key)
+        if known is None and len(self._rows) >= self._max_rows:
+            self._lose("the write buffer is full", rows=1, bodies=record.body is not None)
+            return False
+        if known is None or known[INCOMPLETE] or not row.get("incomplete"):
+            self._rows[key] = tuple(map(row.get, COLUMNS))
+        if record.properties:
+            self._properties += [(key, name, value) for name, value in record.properties.items()]
+        if record.body is not None:
+            self._add_body(key, record.body)
+        return True
+
+    def _add_body(self, key: str, body: Body) -> None:
+        request, response, encoding = encode_body(body)
+        size = len(request or b"") + len(response or b"")
+        if self._body_bytes + size > self._max_body_bytes:
+            self._lose("the write buffer is full of bodies", bodies=1)
+            return
+        self._body_bytes += size
+        self._bodies[key] = (
+            key,
+            request,
+            response,
+            encoding,
+            body.request_type,
+            body.response_type,
+            None if body.request_headers is None else json.dumps(dict(body.request_headers)),
+            None if body.response_headers is None else json.dumps(dict(body.response_headers)),
+        )
+
+    @property
+    def buffered(self) -> int:
+        """Number of rows waiting for `flush`."""
+        return len(self._rows)
+
+    def flush(self, *, force: bool = False) -> int:
+        """Commit everything buffered in one transaction; returns the number of rows written. Does not raise.
+
+        After a failure the batch is kept and tried again on later calls, at growing distances up to 5 s;
+        `force` tries at once.
+        """
+        if not self._rows and not self._properties and not self._bodies:
+            return 0
+        if not force and self._monotonic() < self._retry_at:
+            return 0
+        for _ in range(2):  # twice: a corrupt or vanished file is replaced, then written
+            try:
+                return self._commit()
+            except Failure as e:
+                if not self._failed(e):
+                    return 0
+        return 0
+
+    def _commit(self) -> int:
+        rows = list(self._rows.values())
+        with self._transaction() as conn:
+            lost = self._write(conn, PUT_ROW, rows)
+            self._write(conn, PUT_PROPERTY, self._properties)
+            lost_bodies = self._write(conn, PUT_BODY, list(self._bodies.values()))
+        self._rows = {}
+        self._properties = []
+        self._bodies = {}
+        self._body_bytes = 0
+        self.written += len(rows) - lost
+        self.lost_rows += lost
+        self.lost_bodies += lost_bodies
+        return len(rows) - lost
+
+    def _write(self, conn: sqlite3.Connection, sql: str, rows: list[tuple[Any, ...]]) -> int:
+        """Write all rows; returns how many could not be stored whatever was done to them."""
+        if not rows:
+            return 0
+        conn.execute("SAVEPOINT batch")
+        try:
+            conn.executemany(sql, rows)
+            lost = 0
+        except POISON:
+            conn.execute("ROLLBACK TO batch")
+            lost = sum(not self._write_one(conn, sql, row) for row in rows)
+        conn.execute("RELEASE batch")
+        return lost
+
+    def _write_one(self, conn: sqlite3.Connection, sql: str, row: tuple[Any, ...]) -> bool:
+        try:
+            conn.execute(sql, row)
+        except POISON:
+            try:
+                conn.execute(sql, tuple(map(storable, row)))
+            except POISON as e:
+                self._note(e)
+                return False
+        return True
+
+    # -- things said about a request afterwards --------------------------------------------------------------------
+
+    def set_property(self, request_id: str, key: str, value: str) -> None:
+        """Set one property, visible at once. Raises sqlite3.Error or OSError when it cannot be stored."""
+        self._write_now([(SET_PROPERTY, (request_id, key, value))])
+
+    def add_scores(self, request_id: str, scores: Mapping[str, float | bool]) -> None:
+        """Set scores, visible at once; a bool is stored as 1 or 0 with type "boolean", others as "number".
+
+        Raises sqlite3.Error or OSError when they cannot be stored.
+        """
+        self._write_now([(SET_SCORE, (request_id, *score_columns(name, value))) for name, value in scores.items()])
+
+    def add_feedback(self, request_id: str, value: bool | float | str, name: str = "rating") -> None:
+        """Set one piece of feedback, visible at once; a boolean rating is also Helicone's feedback score.
+
+        Raises sqlite3.Error or OSError when it cannot be stored.
+        """
+        kind = "boolean" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        writes: list[tuple[str, tuple[Any, ...]]] = [(SET_FEEDBACK, (request_id, name, text, kind, at))]
+        if name == "rating" and isinstance(value, bool):
+            writes.append((SET_SCORE, (request_id, *score_columns(FEEDBACK_SCORE, value))))
+        self._write_now(writes)
+
+    def _write_now(self, writes: list[tuple[str, tuple[Any, ...]]]) -> None:
+        self.flush(force=True)
+        try:
+            with self._transaction() as conn:
+                for sql, values in writes:
+                    conn.execute(sql, tuple(map(storable, values)))
+        except Failure as e:
+            self._failed(e)
+            raise
+
+    # -- the file --------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the file if it is not open. Raises SchemaError, sqlite3.Error or OSError."""
+        if self._conn is not None and self._file_id() == self._inode:
+            return
+        self._disconnect()
+        try:
+            self._conn = open_writer(self.path, self._busy_timeout)
+        except sqlite3.DatabaseError as e:
+            if primary_code(e) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise
+            self._set_aside(e)
+            self._conn = open_writer(self.path, self._busy_timeout)
+        self._inode = self._file_id()
+
+    def close(self) -> None:
+        """Write what is buffered (what cannot be written is counted as lost) and close the file. Does not raise."""
+        self.flush(force=True)
+        if self._rows or self._bodies:
+            self._lose("could not be written before the end", rows=len(self._rows), bodies=len(self._bodies))
+        self._rows, self._properties, self._bodies, self._body_bytes = {}, [], {}, 0
+        self._disconnect()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self.open()
+        conn = self._conn
+        assert conn is not None
+        conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield conn
+            conn.execute("COMMIT")
+        except BaseException:
+            if conn.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    conn.execute("ROLLBACK")
+            raise
+        self._delay = self._retry_at = 0.0
+
+    def _failed(self, error: BaseException) -> bool:
+        """Note a failed write and decide what comes next: True to try again at once, False to wait."""
+        self._note(error)
+        code = primary_code(error)
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            moved = self._file_id() != self._inode
+            self._disconnect()
+            # Another process may have set the file aside already; then its new one is used.
+            if moved or self._set_aside(error):
+                return True
+        elif code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
+            # File truncated, made read-only, I/O error: a fresh connection sees the file as it is now.
+            self._disconnect()
+        self._delay = min(5.0, self._delay * 2 or 0.25)
+        self._retry_at = self._monotonic() + self._delay
+        return False
+
+    def _set_aside(self, error: BaseException) -> bool:
+        """Move a corrupt file, with its WAL, out of the way; True when that worked."""
+        stamp = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y%m%dT%H%M%S")
+        aside = self.path.with_name(f"{self.path.name}.corrupt-{stamp}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.path.with_name(f"{self.path.name}.corrupt-{stamp}-{number}")
+        try:
+            self.path.replace(aside)
+            for end in ("-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{self.path}{end}").replace(f"{aside}{end}")
+        except OSError as e:
+            self._note(e)
+            return False
+        logger.error("The database is damaged (%s). It is kept as %s; a new one is started.", error, aside)
+        return True
+
+    def _file_id(self) -> tuple[int, int] | None:
+        try:
+            info = self.path.stat()
+        except OSError:
+            return None
+        return info.st_dev, info.st_ino
+
+    def _disconnect(self) -> None:
+        if self._conn is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._conn.close()
+            self._conn = self._inode = None
+
+    def _note(self, error: BaseException) -> None:
+        self.errors += 1
+        text = f"{type(error).__name__}: {error}"
+        if text != self.last_error:  # once for a run of equal failures, not once a batch
+            logger.warning("Could not write %s: %s", self.path, error)
+        self.last_error = text
+
+    def _lose(self, reason: str, *, rows: int = 0, bodies: int = 0) -> None:
+        self.lost_rows += rows
+        self.lost_bodies += bodies
+        if reason != self.last_error:
+            logger.warning("Lost %d rows, %d bodies so far: %s", self.lost_rows, self.lost_bodies, reason)
+        self.last_error = reason
+
+
+def score_columns(name: str, value: float | bool) -> tuple[str, float, str]:
+    return name, float(value), "boolean" if isinstance(value, bool) else "number"
+
+
+def storable(value: Any) -> Any:
+    """`value` as something SQLite takes: big integers as floats, lone surrogates replaced, odd types as text."""
+    if value is None or isinstance(value, float | bytes):
+        return value
+    if isinstance(value, int):
+        if -(2**63) <= value < 2**63:
+            return value
+        return float(value) if abs(value) < 2**1000 else None
+    return str(value).encode("utf-8", "replace").decode()
