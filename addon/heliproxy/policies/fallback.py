@@ -258,14 +258,12 @@ def _excluded(name: str) -> str:
 
 def _gateway_entry(part: str) -> GatewayEntry:
     pieces = [p.strip() for p in part.split("/")]
-    for index, piece in enumerate(pieces[1:], 1):
-        if piece.lower() in PROVIDERS:  # the model's own name may hold slashes: meta-llama/llama-3/groq
-            model, provider, rest = "/".join(pieces[:index]), piece.lower(), "/".join(pieces[index + 1 :])
-            break
-    else:
-        model, provider, rest = pieces[0], (pieces[1].lower() if len(pieces) > 1 else None), "/".join(pieces[2:])
+    # The model's own name may hold slashes: meta-llama/llama-3/groq.
+    at = next((i for i, piece in enumerate(pieces[1:], 1) if piece.lower() in PROVIDERS), 1)
+    model, deployment = "/".join(pieces[:at]), "/".join(pieces[at + 1 :])
+    provider = pieces[at].lower() if at < len(pieces) else None
     online = model.endswith(":online")
-    return GatewayEntry(model.removesuffix(":online"), provider, rest or None, online)
+    return GatewayEntry(model.removesuffix(":online"), provider, deployment or None, online)
 
 
 def plan_models(model: object, env: Mapping[str, str]) -> GatewayPlan:
