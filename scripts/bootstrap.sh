@@ -3,7 +3,7 @@
 # POSIX sh, and no subprocess but one cmp when there is nothing to do: it runs before every command.
 
 # The verb sets ROOT: the clone, found through symlinks.
-VENV="$ROOT/.venv"
+VENV="${ROOT:?set by the verb}/.venv"
 PYTHON="$VENV/bin/python"
 
 # Trust what the system trusts (company roots, mirrors), as pip since 24.2 does and older ones do not.

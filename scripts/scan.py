@@ -14,7 +14,7 @@ RULES = {
     "machine path": re.compile(r"[\s\"'=(`](?:/work|/root|/farm)" + r"/[A-Za-z0-9.]"),
     "home of a person": re.compile(r"[\s\"'=(`]/(?:home|Users)" + r"/(?!(?:user|me|you|USER)\b)[a-z]"),
     "registry host": re.compile(
-        r"(?:files\." + r"pythonhosted|pypi\." + r"org/simple|registry\." + r"npmjs|deb\." + r"debian|proxy\.golang" + r")"
+        r"\b(?:files[.]pythonhosted|pypi[.]org/simple|registry[.]npmjs|deb[.]debian|proxy[.]golang)"
     ),
 }
 
