@@ -1,4 +1,4 @@
-"""For tests of retries: upstreams that fail on command, clients that see every byte, all in the test's own event loop."""
+"""For tests of retries: upstreams that fail on command and clients that see every byte, in the test's own loop."""
 
 from __future__ import annotations
 
