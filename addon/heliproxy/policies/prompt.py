@@ -1,0 +1,70 @@
+"""Legacy prompts: `<helicone-prompt-input key="name">value</helicone-prompt-input>` inside the body (section 7).
+
+Only with `Helicone-Prompt-Id` (or a `Helicone-Prompt-Mode` other than `deactivated`): the tags go, their text
+stays and is sent; the inputs are logged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+_MARK = b"helicone-"
+_TAG = re.compile(
+    r"<helicone-(?P<kind>prompt-input|auto-prompt-input)(?P<attributes>(?:\s[^<>]*)?)(?:/>|>(?P<text>.*?)</helicone-(?P=kind)\s*>)",
+    re.DOTALL,
+)
+_STATIC = re.compile(r"</?helicone-prompt-static\s*>")
+_ATTRIBUTE = re.compile(r"""\b(?:key|idx)\s*=\s*(?:"([^"]*)"|'([^']*)'|\{?["']?([\w.-]+)["']?\}?)""")
+
+
+@dataclass(frozen=True, slots=True)
+class Stripped:
+    """A body without prompt tags."""
+
+    body: bytes
+    inputs: dict[str, str] = field(default_factory=dict)
+    template: Any = None
+    """The JSON body with an empty tag in each input's place; None when nothing was found."""
+
+
+def strip_tags(body: bytes) -> Stripped:
+    """Take the tags out of every string of a JSON body. Without tags, or without JSON, the very same bytes."""
+    if _MARK not in body:
+        return Stripped(body)
+    try:
+        value = json.loads(body)
+        inputs: dict[str, str] = {}
+        plain = _walk(value, inputs, keep_tag=False)
+        if plain == value:
+            return Stripped(body)
+        template = _walk(value, {}, keep_tag=True)
+    except (ValueError, RecursionError):
+        return Stripped(body)
+    return Stripped(json.dumps(plain, separators=(",", ":")).encode("ascii"), inputs, template)
+
+
+def _walk(value: Any, inputs: dict[str, str], *, keep_tag: bool) -> Any:
+    if isinstance(value, str):
+        return _strip(value, inputs, keep_tag=keep_tag)
+    if isinstance(value, list):
+        return [_walk(item, inputs, keep_tag=keep_tag) for item in value]
+    if isinstance(value, dict):
+        return {key: _walk(item, inputs, keep_tag=keep_tag) for key, item in value.items()}
+    return value
+
+
+def _strip(text: str, inputs: dict[str, str], *, keep_tag: bool) -> str:
+    if "helicone-" not in text:
+        return text
+
+    def replace(found: re.Match[str]) -> str:
+        attribute = _ATTRIBUTE.search(found["attributes"])
+        key = next((group for group in attribute.groups() if group is not None), "") if attribute else ""
+        content = found["text"] or ""
+        inputs[key or str(len(inputs))] = content
+        return f'<helicone-{found["kind"]} key="{key}" />' if keep_tag else content
+
+    return _STATIC.sub("", _TAG.sub(replace, text))

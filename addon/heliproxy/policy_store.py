@@ -1,0 +1,521 @@
+"""state.db: what policies remember between calls, restarts and processes: cached answers, buckets, budgets.
+
+A file of its own beside heliproxy.db, so that a busy log writer and a limit that must be exact never wait for each
+other. Every method may be called from any thread; those that touch the disk block for as long as another process
+holds the write lock (BUSY_S at most) and belong in an executor, not on the event loop. Only `CacheStore.lookup_memory`,
+`BudgetStore.active` and `BudgetStore.add` are for the loop itself.
+
+Nothing here raises into the traffic: a cache that cannot be read is a miss, a limiter that fails lets calls pass
+(both as Helicone does), and the reason is in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import threading
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cachetools import LRUCache
+
+from heliproxy.home import make_private_file, make_private_folder
+from heliproxy.policies import budget as budgets
+from heliproxy.policies import ratelimit
+from heliproxy.policies.budget import Budget, BudgetState, Spender
+from heliproxy.policies.cache import CacheEntry
+from heliproxy.policies.ratelimit import BucketState, Decision, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+STATE_NAME = "state.db"
+BUSY_S = 5.0
+SCHEMA_VERSION = 1
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS cache (
+        key BLOB NOT NULL, idx INTEGER NOT NULL, created REAL NOT NULL, expires REAL NOT NULL, size INTEGER NOT NULL,
+        status INTEGER NOT NULL, headers TEXT NOT NULL, latency_ms REAL NOT NULL, request_id TEXT NOT NULL,
+        cost_usd REAL, usage TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (key, idx))""",
+    "CREATE INDEX IF NOT EXISTS cache_created ON cache (created, size)",
+    "CREATE INDEX IF NOT EXISTS cache_expires ON cache (expires, size)",
+    """CREATE TABLE IF NOT EXISTS buckets (
+        id TEXT PRIMARY KEY, tokens REAL NOT NULL, updated REAL NOT NULL, policy TEXT NOT NULL,
+        full_at REAL NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS budgets (
+        name TEXT PRIMARY KEY, amount_usd REAL NOT NULL, per TEXT NOT NULL, scope TEXT, action TEXT NOT NULL,
+        created_at TEXT NOT NULL)""",
+)
+
+MEMORY_BYTES = 64 << 20
+DISK_BYTES = 512 << 20
+_PURGE_EVERY = 64
+_BUCKET_KEPT_S = 30 * 86_400
+
+Failure = (sqlite3.Error, OSError)
+
+
+class CacheStorage(Protocol):
+    """Where cached answers live; a fleet would put a shared server behind this."""
+
+    def lookup_memory(self, key: bytes, bucket: int, now_s: float) -> list[CacheEntry | None] | None: ...
+    def lookup_disk(self, key: bytes, bucket: int, now_s: float) -> list[CacheEntry | None]: ...
+    def save(self, key: bytes, bucket: int, entry: CacheEntry, ttl_s: int, now_s: float) -> int | None: ...
+
+
+class LimitStorage(Protocol):
+    """Where buckets live."""
+
+    def take(self, bucket_id: str, policy: Policy, now_s: float | None = None) -> Decision: ...
+    def charge(self, bucket_id: str, policy: Policy, cents: float, now_s: float | None = None) -> None: ...
+
+
+class StateFile:
+    """The SQLite file: one connection a process, one user at a time, opened on first use and again after an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp_path = path.with_name(f"{path.name}-changed")
+        self._lock = threading.RLock()
+        self._conn: sqlite3.Connection | None = None
+        self._file_id: tuple[int, int] | None = None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, outside a transaction. Raises sqlite3.Error or OSError."""
+        with self._lock:
+            conn = self._open()
+            try:
+                yield conn
+            except sqlite3.Error:
+                self.close()
+                raise
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, alone among all processes. Raises sqlite3.Error or OSError; then nothing is kept."""
+        with self.reading() as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield conn
+                conn.execute("COMMIT")
+            except BaseException:
+                if conn.in_transaction:
+                    conn.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            if self._conn is not None:
+                self._conn.close()
+            self._conn = None
+
+    def changed(self) -> None:
+        """Tell every process that what it holds in memory is old."""
+        try:
+            make_private_file(self._stamp_path)
+            self._stamp_path.write_text(str(time.time_ns()))
+        except OSError as e:
+            logger.warning(
+                "cannot touch %s: %s; other processes notice the change after a restart", self._stamp_path, e
+            )
+
+    def stamp(self) -> int:
+        """Differs after `changed` was called in any process. One stat call."""
+        try:
+            return self._stamp_path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _open(self) -> sqlite3.Connection:
+        if self._conn is not None and self._file_id == self._current_id():
+            return self._conn
+        self.close()
+        make_private_folder(self.path.parent)
+        make_private_file(self.path)
+        conn = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
+        try:
+            _set_up(conn)
+        except BaseException:
+            conn.close()
+            raise
+        self._conn, self._file_id = conn, self._current_id()
+        return conn
+
+    def _current_id(self) -> tuple[int, int] | None:
+        """Which file the path names now: a deleted home must not be written to through an open handle."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        return (stat.st_dev, stat.st_ino)
+
+
+def _set_up(conn: sqlite3.Connection) -> None:
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise sqlite3.DatabaseError(f"state.db has schema {version}, this heliproxy knows up to {SCHEMA_VERSION}")
+    if version == 0:
+        conn.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    conn.execute("PRAGMA journal_mode = WAL")
+    # A killed process loses nothing; a power cut may cost the last commits but not the file.
+    conn.execute("PRAGMA synchronous = NORMAL")
+    conn.execute(f"PRAGMA journal_size_limit = {16 << 20}")
+    if version < SCHEMA_VERSION:
+        conn.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            conn.execute(statement)
+        conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        conn.execute("COMMIT")
+
+
+# --- cache -----------------------------------------------------------------------------------------------------------
+
+_READ_ENTRIES = (
+    "SELECT idx, expires, status, headers, body, latency_ms, created, request_id, cost_usd, usage FROM cache"
+    " WHERE key = ? AND idx < ? AND expires > ?"
+)
+_PUT_ENTRY = (
+    "INSERT INTO cache"
+    " (key, idx, created, expires, size, status, headers, latency_ms, request_id, cost_usd, usage, body)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+class CacheStore:
+    """Cached answers on disk, the recently used ones in memory too. Times are Unix seconds by the wall clock."""
+
+    def __init__(self, state: StateFile, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES) -> None:
+        self._state = state
+        self._disk_bytes = disk_bytes
+        self._lock = threading.Lock()
+        self._memory: LRUCache[tuple[bytes, int], tuple[float, CacheEntry]] = LRUCache(
+            memory_bytes, getsizeof=lambda kept: kept[1].size
+        )
+        self._stamp = state.stamp()
+        self._saves = 0
+
+    def lookup_memory(self, key: bytes, bucket: int, now_s: float) -> list[CacheEntry | None] | None:
+        """The entries at 0..bucket-1 when all are in memory and alive, else None: ask `lookup_disk`. Never blocks."""
+        stamp = self._state.stamp()
+        with self._lock:
+            if stamp != self._stamp:
+                self._memory.clear()
+                self._stamp = stamp
+            found: list[CacheEntry | None] = []
+            for index in range(bucket):
+                kept = self._memory.get((key, index))
+                if kept is None or kept[0] <= now_s:
+                    return None
+                found.append(kept[1])
+            return found
+
+    def lookup_disk(self, key: bytes, bucket: int, now_s: float) -> list[CacheEntry | None]:
+        """The entries at 0..bucket-1 as any process on this host saved them; None where there is none alive."""
+        found: list[CacheEntry | None] = [None] * bucket
+        try:
+            with self._state.reading() as conn:
+                rows = conn.execute(_READ_ENTRIES, (key, bucket, now_s)).fetchall()
+        except Failure as e:
+            logger.warning("cache not readable, treated as a miss: %s", e)
+            return found
+        for index, expires, *columns in rows:
+            entry = _entry(columns)
+            found[index] = entry
+            self._remember(key, index, expires, entry)
+        return found
+
+    def save(self, key: bytes, bucket: int, entry: CacheEntry, ttl_s: int, now_s: float) -> int | None:
+        """Fill the first free place of the bucket and return its index; None: no place free, or not stored."""
+        if ttl_s <= 0 or bucket < 1:
+            return None
+        expires = now_s + ttl_s
+        try:
+            with self._state.writing() as conn:
+                conn.execute("DELETE FROM cache WHERE key = ? AND expires <= ?", (key, now_s))
+                taken = {row[0] for row in conn.execute("SELECT idx FROM cache WHERE key = ?", (key,))}
+                index = next((i for i in range(bucket) if i not in taken), None)
+                if index is None:
+                    return None
+                conn.execute(_PUT_ENTRY, _columns(key, index, expires, now_s, entry))
+                self._saves += 1
+                if self._saves % _PURGE_EVERY == 1:
+                    _purge(conn, now_s, self._disk_bytes)
+        except Failure as e:
+            logger.warning("answer not cached: %s", e)
+            return None
+        self._remember(key, index, expires, entry)
+        return index
+
+    def purge(self, now_s: float) -> None:
+        """Remove expired entries, then the oldest ones until the size cap holds. Raises sqlite3.Error or OSError."""
+        with self._state.writing() as conn:
+            _purge(conn, now_s, self._disk_bytes)
+        with self._state.reading() as conn:
+            conn.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def clear(self) -> int:
+        """Remove everything, here and in the memory of other processes. Raises sqlite3.Error or OSError."""
+        with self._state.writing() as conn:
+            removed = conn.execute("DELETE FROM cache").rowcount
+        with self._state.reading() as conn:
+            conn.execute("PRAGMA incremental_vacuum").fetchall()
+        self._state.changed()
+        with self._lock:
+            self._memory.clear()
+        return removed
+
+    def stats(self, now_s: float) -> dict[str, Any]:
+        """Live entries, expired ones, bytes, oldest and newest (Unix seconds). Raises sqlite3.Error or OSError."""
+        with self._state.reading() as conn:
+            row = conn.execute(
+                "SELECT count(*) FILTER (WHERE expires > :now), count(*) FILTER (WHERE expires <= :now),"
+                " count(DISTINCT key), coalesce(sum(size), 0), min(created), max(created) FROM cache",
+                {"now": now_s},
+            ).fetchone()
+        names = ("entries", "expired", "keys", "bytes", "oldest", "newest")
+        return dict(zip(names, row, strict=True)) | {"max_bytes": self._disk_bytes}
+
+    def _remember(self, key: bytes, index: int, expires: float, entry: CacheEntry) -> None:
+        with self._lock:
+            if entry.size <= self._memory.maxsize:
+                self._memory[(key, index)] = (expires, entry)
+
+
+def _columns(key: bytes, index: int, expires: float, now_s: float, entry: CacheEntry) -> tuple[Any, ...]:
+    headers, usage = json.dumps(entry.headers), json.dumps(dict(entry.usage), default=str)
+    return (
+        *(key, index, now_s, expires, entry.size, entry.status, headers, entry.latency_ms),
+        *(entry.request_id, entry.cost_usd, usage, entry.body),
+    )
+
+
+def _entry(columns: Sequence[Any]) -> CacheEntry:
+    status, headers, body, latency_ms, created, request_id, cost_usd, usage = columns
+    pairs = tuple((name, value) for name, value in json.loads(headers))
+    return CacheEntry(status, pairs, body, latency_ms, created, request_id, cost_usd, json.loads(usage))
+
+
+def _purge(conn: sqlite3.Connection, now_s: float, cap: int) -> None:
+    conn.execute("DELETE FROM cache WHERE expires <= ?", (now_s,))
+    total = conn.execute("SELECT coalesce(sum(size), 0) FROM cache").fetchone()[0]
+    if total <= cap:
+        return
+    cutoff = None
+    for created, size in conn.execute("SELECT created, size FROM cache ORDER BY created"):
+        if total <= cap * 0.9:
+            break
+        total -= size
+        cutoff = created
+    conn.execute("DELETE FROM cache WHERE created <= ?", (cutoff,))
+
+
+# --- rate limits -----------------------------------------------------------------------------------------------------
+
+_READ_BUCKET = "SELECT tokens, updated, policy FROM buckets WHERE id = ?"
+_PUT_BUCKET = (
+    "INSERT INTO buckets (id, tokens, updated, policy, full_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+    " SET tokens = excluded.tokens, updated = excluded.updated, policy = excluded.policy, full_at = excluded.full_at"
+)
+
+
+def steady_clock() -> Callable[[], float]:
+    """A clock in Unix seconds that never steps back or jumps within this process: wall time at its making, then
+    monotonic. Restarts and other processes agree with it as far as their wall clocks do."""
+    offset = time.time() - time.monotonic()
+    return lambda: offset + time.monotonic()
+
+
+class LimitStore:
+    """Token buckets, exact among all threads and processes that share the file."""
+
+    def __init__(self, state: StateFile, clock: Callable[[], float] | None = None) -> None:
+        self._state = state
+        self._clock = clock or steady_clock()
+        self._purged = False
+
+    def take(self, bucket_id: str, policy: Policy, now_s: float | None = None) -> Decision:
+        """Decide one call and deduct its token in one transaction. A failing disk allows, with a warning."""
+        now = self._clock() if now_s is None else now_s
+        try:
+            with self._state.writing() as conn:
+                if not self._purged:
+                    conn.execute("DELETE FROM buckets WHERE full_at < ?", (now - _BUCKET_KEPT_S,))
+                    self._purged = True
+                decision, after = ratelimit.take(_bucket(conn, bucket_id), policy, now)
+                _put_bucket(conn, bucket_id, after, policy)
+                return decision
+        except Failure as e:
+            logger.warning("rate limit not applied: %s", e)
+            return Decision(True, warning=f"Helicone-RateLimit-Policy: the limiter failed ({e}), so nothing is limited")
+
+    def charge(self, bucket_id: str, policy: Policy, cents: float, now_s: float | None = None) -> None:
+        """Deduct what a call cost, for policies with `u=cents`; a failing disk is logged."""
+        now = self._clock() if now_s is None else now_s
+        try:
+            with self._state.writing() as conn:
+                after = ratelimit.charge(_bucket(conn, bucket_id), policy, cents, now)
+                _put_bucket(conn, bucket_id, after, policy)
+        except Failure as e:
+            logger.warning("rate limit not charged: %s", e)
+
+
+def _bucket(conn: sqlite3.Connection, bucket_id: str) -> BucketState | None:
+    row = conn.execute(_READ_BUCKET, (bucket_id,)).fetchone()
+    return BucketState(*row) if row else None
+
+
+def _put_bucket(conn: sqlite3.Connection, bucket_id: str, state: BucketState, policy: Policy) -> None:
+    full_at = ratelimit.full_at_s(state, policy)
+    conn.execute(_PUT_BUCKET, (bucket_id, state.tokens, state.updated_s, state.policy, full_at))
+
+
+# --- budgets ---------------------------------------------------------------------------------------------------------
+
+_SCOPE_SQL = {
+    None: ("''", "requests"),
+    "user": ("user_id", "requests"),
+    "model": ("model", "requests"),
+    "session": ("session_id", "requests"),
+}
+_REFRESH_S = 10.0
+
+
+class BudgetStore:
+    """Budgets, and what was spent of them: the log's own sum, plus what this process has added since.
+
+    `log` is heliproxy.db, read only. Calls of other processes count as soon as they are in the log, at most ten
+    seconds later. Amounts of calls still running are not known yet, so a budget can be overrun by those.
+    """
+
+    def __init__(self, state: StateFile, log: Path) -> None:
+        self._state = state
+        self._log = log
+        self._lock = threading.Lock()
+        self._budgets: tuple[Budget, ...] | None = None
+        self._stamp = -1
+        self._spent: dict[tuple[str, str, datetime], tuple[float, float]] = {}
+        """(budget, value, period start) -> (USD, monotonic seconds of the last look at the log)."""
+
+    def active(self) -> bool:
+        """Whether there may be a budget to ask about: one stat call. True until the file was read once."""
+        return self._budgets is None or bool(self._budgets) or self._state.stamp() != self._stamp
+
+    def all(self) -> tuple[Budget, ...]:
+        """All budgets by name. Raises sqlite3.Error or OSError."""
+        stamp = self._state.stamp()
+        if self._budgets is None or stamp != self._stamp:
+            with self._state.reading() as conn:
+                rows = conn.execute("SELECT amount_usd, per, scope, action FROM budgets ORDER BY name").fetchall()
+            with self._lock:
+                self._budgets, self._stamp = tuple(Budget(*row) for row in rows), stamp
+        return self._budgets
+
+    def set(self, budget: Budget, now: datetime) -> None:
+        """Add a budget, or replace the one of the same period and scope. Raises sqlite3.Error or OSError."""
+        row = (budget.name, budget.amount_usd, budget.per, budget.by, budget.action, budgets.utc_text(now))
+        with self._state.writing() as conn:
+            conn.execute("INSERT OR REPLACE INTO budgets VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._changed()
+
+    def remove(self, name: str) -> bool:
+        """Remove the budget of this name; False when there is none. Raises sqlite3.Error or OSError."""
+        with self._state.writing() as conn:
+            removed = conn.execute("DELETE FROM budgets WHERE name = ?", (name,)).rowcount
+        self._changed()
+        return removed > 0
+
+    def decide(self, spender: Spender, now: datetime) -> BudgetState | None:
+        """The exhausted budget that decides about this call, or None. `now` is aware; days begin in its zone.
+
+        Reads the log at most every ten seconds for each value; a failing disk lets the call pass.
+        """
+        try:
+            return budgets.strictest(
+                [state for budget in self.all() if (state := self._state_of(budget, spender, now))]
+            )
+        except Failure as e:
+            logger.warning("budgets not applied: %s", e)
+            return None
+
+    def add(self, spender: Spender, cost_usd: float | None, now: datetime) -> None:
+        """Count what a call cost before its row is in the log."""
+        if not cost_usd or cost_usd < 0:
+            return
+        with self._lock:
+            for budget in self._budgets or ():
+                value = spender.value(budget)
+                key = (budget.name, value or "", budgets.period_start(budget.per, now))
+                if value is not None and key in self._spent:
+                    spent, seen = self._spent[key]
+                    self._spent[key] = (spent + cost_usd, seen)
+
+    def states(self, now: datetime) -> list[BudgetState]:
+        """Every budget with every value that spent something, the most used first. Raises sqlite3.Error or OSError."""
+        found = []
+        for budget in self.all():
+            start = budgets.period_start(budget.per, now)
+            spent = self._sums(budget, start)
+            if budget.by is None or not spent:
+                spent = spent or {"": 0.0}
+            found += [BudgetState(budget, value, usd, start) for value, usd in spent.items()]
+        return sorted(found, key=lambda s: -s.spent_usd / max(s.budget.amount_usd, 1e-9))
+
+    def _state_of(self, budget: Budget, spender: Spender, now: datetime) -> BudgetState | None:
+        value = spender.value(budget)
+        if value is None:
+            return None
+        start = budgets.period_start(budget.per, now)
+        key = (budget.name, value, start)
+        with self._lock:
+            spent, seen = self._spent.get(key, (0.0, float("-inf")))
+        if time.monotonic() - seen >= _REFRESH_S:
+            logged = self._sums(budget, start, value).get(value, 0.0)
+            with self._lock:
+                # The log lags behind what was added here; the larger of the two is nearer the truth.
+                spent = max(self._spent.get(key, (0.0, 0.0))[0], logged)
+                if len(self._spent) > 10_000:
+                    self._spent.clear()
+                self._spent[key] = (spent, time.monotonic())
+        return BudgetState(budget, value, spent, start)
+
+    def _sums(self, budget: Budget, start: datetime, value: str | None = None) -> dict[str, float]:
+        """USD by value of the budget's scope since `start`; `value` narrows it to one."""
+        if not self._log.exists():
+            return {}
+        since = budgets.utc_text(start)
+        if budget.by is not None and budget.by.startswith("property:"):
+            column, source = "p.value", "requests JOIN properties p ON p.request_id = requests.id AND lower(p.key) = ?"
+            bound: list[Any] = [budget.by.removeprefix("property:"), since]
+        else:
+            (column, source), bound = _SCOPE_SQL[budget.by], [since]
+        sql = f"SELECT {column}, sum(cost_usd) FROM {source} WHERE created_at >= ? AND {column} IS NOT NULL"
+        if value:
+            sql, bound = f"{sql} AND {column} = ?", [*bound, value]
+        uri = f"{self._log.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as conn:
+            return {row[0]: float(row[1] or 0.0) for row in conn.execute(f"{sql} GROUP BY 1", bound)}
+
+    def _changed(self) -> None:
+        self._state.changed()
+        with self._lock:
+            self._budgets = None
+            self._spent.clear()
+
+
+def budget_json(state: BudgetState) -> dict[str, Any]:
+    """One state as the command line and the API print it."""
+    return asdict(state.budget) | {
+        "name": state.budget.name,
+        "value": state.value or None,
+        "spent_usd": state.spent_usd,
+        "since": budgets.utc_text(state.start),
+        "over": state.over,
+    }
