@@ -31,7 +31,7 @@ class JsonFormat:
     def parse_request(self, body: bytes, path: str) -> Ask:
         return self.read_ask(load_object(body), path)
 
-    def read_ask(self, body: Json, path: str) -> Ask:  # noqa: ARG002 - other formats read the path
+    def read_ask(self, body: Json, path: str) -> Ask:
         return read_common_ask(body)
 
     def parse_response(self, body: bytes, headers: Mapping[str, str]) -> Reply:
@@ -52,7 +52,7 @@ class JsonFormat:
     def parse_error(self, body: bytes) -> Reply:
         return parse_error_body(body)
 
-    def stream(self, content_type: str) -> StreamParser:  # noqa: ARG002 - the first byte says more than the type
+    def stream(self, content_type: str) -> StreamParser:
         return SniffingParser(self._choose)
 
     def _choose(self, start: bytes) -> StreamParser:
