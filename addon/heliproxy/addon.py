@@ -65,6 +65,7 @@ class Heliproxy:
         self._open_services = services
         self.settings = Settings()
         self.services: Services | None = None
+        self.recorder: Recorder
         self.live: dict[str, Exchange] = {}
         """Exchanges under way, by flow id."""
         self.known: set[str] = set()
@@ -136,6 +137,7 @@ class Heliproxy:
         except Exception as e:
             self.startup_error = str(e)
             raise
+        self.recorder = services.recorder
         self.services = services
 
     async def done(self) -> None:
@@ -151,16 +153,14 @@ class Heliproxy:
         if self.services is not None:
             await self.services.stop()
 
-    @property
-    def recorder(self) -> Recorder:
-        assert self.services is not None, "the addon is not running"
-        return self.services.recorder
-
     # ---------------------------------------------------------------- connections
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if self._retries_off is None:
             attempts.install(nextlayer)
+
+    async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:
+        await question.settle()
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         host = data.conn.sni or (data.context.server.address or ("?",))[0]
@@ -374,8 +374,8 @@ def _who_ended(flow: http.HTTPFlow) -> str:
     side = attempts.ended_by(flow)
     if side is not None:
         return side
-    message = flow.error.msg if flow.error is not None else ""
-    return "client" if message.lower().startswith(("client", "stream reset by client", "peer closed")) else "upstream"
+    # A client that left while a hook of ours was running: mitmproxy ends the flow without a protocol error.
+    return "upstream" if flow.response is None and flow.client_conn.connected else "client"
 
 
 addons = [Heliproxy()]

@@ -68,6 +68,7 @@ PEEK_LIMIT = 64 * 1024
 """Bytes of a 200 held back while waiting for its first event; more than this is let through unjudged."""
 
 _PLAN = "_heliproxy_plan"
+_ENDED_BY = "_heliproxy_ended_by"
 _FROM_UPSTREAM = (ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError)
 
 Judge = Callable[[bytes], bool | None]
@@ -124,6 +125,13 @@ def use(flow: http.HTTPFlow, plan: Plan | None) -> None:
         vars(flow).pop(_PLAN, None)
     else:
         setattr(flow, _PLAN, plan)
+
+
+def ended_by(flow: http.HTTPFlow) -> str | None:
+    """Who broke a flow off, "client" or "upstream"; None while nobody did. mitmproxy's message alone does not tell:
+    over HTTP/2 both sides' resets read "stream reset by client"."""
+    found: str | None = vars(flow).get(_ENDED_BY)
+    return found
 
 
 class Attempts:
@@ -301,6 +309,7 @@ class RetryStream(HttpStream):
             yield from super().state_wait_for_response_headers(event)
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> CommandGenerator[None]:
+        vars(self.flow)[_ENDED_BY] = "client" if isinstance(event, RequestProtocolError) else "upstream"
         awaiting = self.client_state == self.state_done and self.server_state in (
             self.state_wait_for_response_headers,
             self.state_peek,

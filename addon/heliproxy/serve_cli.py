@@ -1,0 +1,55 @@
+"""`heliproxy serve` and `heliproxy web`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from heliproxy.options import proxy_options
+
+
+@click.command("serve")
+@proxy_options()
+def serve_command(settings: Any) -> None:
+    """Run the proxy, the dashboard and the REST API until stopped.
+
+    Prints one line on stdout when connections are accepted. Ctrl-C or SIGTERM lets calls under way end first.
+
+    \b
+    heliproxy serve
+    heliproxy serve --port 9000 --upstream api.openai.com=http://127.0.0.1:11434
+    """
+    import asyncio
+
+    from heliproxy.serve import StartError, quiet_logging, serve
+
+    quiet_logging()
+    try:
+        asyncio.run(serve(settings, lambda proxy: click.echo(ready_line(proxy))))
+    except StartError as e:
+        raise click.ClickException(str(e)) from e
+
+
+@click.command("web", context_settings={"ignore_unknown_options": True})
+@proxy_options()
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def web_command(settings: Any, arguments: tuple[str, ...]) -> None:
+    """Run mitmweb with heliproxy inside, to look into each flow. ARGUMENTS go to mitmweb.
+
+    \b
+    heliproxy web
+    heliproxy web --port 9000 -- --no-web-open-browser --web-port 9001
+    """
+    from heliproxy.serve import web
+
+    web(settings, arguments)
+
+
+def ready_line(proxy: Any) -> str:
+    """What `serve` prints when it is ready: both addresses on one line."""
+    host = proxy.settings.host
+    line = f"heliproxy ready: proxy http://{host}:{proxy.port}"
+    if proxy.api_port is not None:
+        line += f" dashboard http://127.0.0.1:{proxy.api_port}"
+    return line
