@@ -17,6 +17,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
 from attempts_wire import (
     Call,
     Certificate,
+    Handler,
     answers,
     closed_port,
     connect_proxy,
@@ -115,6 +116,7 @@ class Addon:
     stream_request: bool = False
     hooks: list[tuple[str, int | str | None]] = field(default_factory=list)
     flows: list[http.HTTPFlow] = field(default_factory=list)
+    ended_by: list[str | None] = field(default_factory=list)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -136,6 +138,7 @@ class Addon:
     def error(self, flow: http.HTTPFlow) -> None:
         assert flow.error is not None
         self.hooks.append(("error", flow.error.msg))
+        self.ended_by.append(attempts.ended_by(flow))
         self.finished.set()
 
 
@@ -332,6 +335,7 @@ async def test_dead_upstream_ends_in_mitmproxys_error(confdir: Path) -> None:
     ):
         assert (await client.post(up.url + "/v1")).status == 502
     assert addon.hooks == [("error", "server closed connection")]
+    assert addon.ended_by == ["upstream"]
 
 
 @within_ten_seconds
@@ -659,12 +663,13 @@ async def test_other_streams_of_the_connection_go_on_meanwhile(confdir: Path, ce
 # The client leaves.
 
 
+@pytest.mark.parametrize("failure", [answers(429), dies], ids=["429", "death"])
 @within_ten_seconds
-async def test_client_that_leaves_during_backoff_stops_the_plan(confdir: Path) -> None:
+async def test_client_that_leaves_during_backoff_stops_the_plan(confdir: Path, failure: Handler) -> None:
     plan = Retry(may_answer=asyncio.Event())
     addon = Addon(plan)
     async with (
-        upstream(answers(429)) as up,
+        upstream(failure) as up,
         proxy(confdir, attempts.Attempts(), addon) as port,
     ):
         async with h1_client(port) as client:
@@ -680,6 +685,7 @@ async def test_client_that_leaves_during_backoff_stops_the_plan(confdir: Path) -
             assert (await other.post(up.url + "/other")).status == 599
     assert [c.path for c in up.calls] == ["/v1", "/other"]
     assert addon.hooks[:1] == [("error", "Client disconnected.")]
+    assert addon.ended_by == ["client"]
     assert addon.hooks[1:] == [("responseheaders", 599), ("response", 599)]
 
 

@@ -309,14 +309,13 @@ class RetryStream(HttpStream):
             yield from super().state_wait_for_response_headers(event)
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> CommandGenerator[None]:
-        vars(self.flow)[_ENDED_BY] = "client" if isinstance(event, RequestProtocolError) else "upstream"
         awaiting = self.client_state == self.state_done and self.server_state in (
             self.state_wait_for_response_headers,
             self.state_peek,
         )
         plan = self._plan() if awaiting else None
         if plan is None or isinstance(event, RequestProtocolError):
-            yield from super().handle_protocol_error(event)
+            yield from self._break_off(event)
             return
         connecting = event.code is ErrorCode.CONNECT_FAILED
         if connecting:
@@ -469,9 +468,19 @@ class RetryStream(HttpStream):
             yield from self._let_through()
         elif self._earlier is not None:
             self.flow.response = self._earlier
-            yield from self._answer()
+            if not (yield from self.check_invalid(False)):
+                yield from self._answer()
             return
+        yield from self._break_off(event)
+
+    def _break_off(self, event: RequestProtocolError | ResponseProtocolError) -> CommandGenerator[None]:
+        vars(self.flow)[_ENDED_BY] = "client" if isinstance(event, RequestProtocolError) else "upstream"
         yield from super().handle_protocol_error(event)
+
+    def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
+        if self._client_left():
+            vars(self.flow)[_ENDED_BY] = "client"
+        return (yield from super().check_killed(emit_error_hook))
 
     def _answer(self) -> CommandGenerator[None]:
         """Send `flow.response` as mitmproxy sends a response set by an addon."""
@@ -551,6 +560,7 @@ _SIGNATURES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (HttpStream, "handle_protocol_error", _EVENT),
     (HttpStream, "make_server_connection", ("self",)),
     (HttpStream, "check_killed", ("self", "emit_error_hook")),
+    (HttpStream, "check_invalid", ("self", "request")),
     (HttpStream, "send_response", ("self", "already_streamed")),
     (HttpStream, "state_done", ("self", "_")),
     (HttpLayer, "make_stream", ("self", "stream_id")),
