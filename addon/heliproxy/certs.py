@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import ssl
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -464,3 +465,34 @@ def export(paths: CaPaths, form: str, password: bytes | None = None) -> bytes:
         entry = pkcs12.PKCS12Certificate(cert, b"heliproxy")
         return pkcs12.serialize_java_truststore([entry], encryption)
     raise ValueError(f"unknown form {form!r}: expected pem, der or p12")
+
+
+def php_folder(home: Path, roots: Path) -> Path:
+    """Return a folder for PHP_INI_SCAN_DIR, in which a fragment makes curl and OpenSSL use `roots`. Raises OSError."""
+    folder = home / BUNDLE_FOLDER / f"php-{roots.stem}"
+    ini = f'; heliproxy: for PHP_INI_SCAN_DIR\ncurl.cainfo="{roots}"\nopenssl.cafile="{roots}"\n'.encode()
+    target = folder / "heliproxy.ini"
+    if not target.exists() or target.read_bytes() != ini:
+        make_private_folder(folder)
+        write_atomically(target, ini, 0o644)
+    return folder
+
+
+def java_store(home: Path, roots: Path) -> Path:
+    """Return a Java trust store (PKCS#12, password `changeit`) with the certificates of `roots`. Raises OSError."""
+    target = home / BUNDLE_FOLDER / f"{roots.stem}.jks.p12"
+    if target.exists() and target.stat().st_mtime_ns >= roots.stat().st_mtime_ns:
+        return target
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
+
+    entries = []
+    with warnings.catch_warnings():
+        # Some old roots break RFC 5280 in their serial number. Java may judge that itself.
+        warnings.simplefilter("ignore")
+        for number, match in enumerate(_PEM.finditer(roots.read_bytes())):
+            with contextlib.suppress(ValueError):
+                cert = x509.load_pem_x509_certificate(match[0])
+                entries.append(pkcs12.PKCS12Certificate(cert, b"%d" % number))
+    write_atomically(target, pkcs12.serialize_java_truststore(entries, BestAvailableEncryption(b"changeit")), 0o644)
+    return target
