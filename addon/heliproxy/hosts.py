@@ -55,7 +55,8 @@ class Provider:
     paths: tuple[tuple[str, str], ...] = ()
     """Patterns that the end of a path matches, with their format; tried before the common ones."""
     generative: str = ""
-    """Paths (pattern) that call a model in a way we cannot read: logged, with the format unknown."""
+    """Paths (pattern) that call a model in a way we cannot read: logged, with the format unknown. Jobs that are only
+    started here (Replicate's predictions, videos, batches) are none: their work, and its bill, come later."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -71,6 +72,7 @@ _COMMON: tuple[tuple[str, str], ...] = (
     (r"/agents/completions$", "openai_chat"),
     (r"/completions$", "openai_completions"),
     (r"/responses(?:/compact)?$", "openai_responses"),
+    (r"/v1/realtime$", "openai_responses"),
     (r"/embeddings$", "openai_embeddings"),
     (r"/(?:contextualized|multimodal)embeddings$", "openai_embeddings"),
     (r"/images/(?:generations|edits|variations)$", "openai_images"),
@@ -109,16 +111,15 @@ _MISTRAL = ((r"/v1/conversations(?:/[^/]+)?$", "openai_chat"),)
 # Providers
 
 PROVIDERS: tuple[Provider, ...] = (
-    Provider("openai", ("api.openai.com", "us.api.openai.com", "eu.api.openai.com", "*.api.openai.com"), "openai",
-             generative=r"^/v1/(?:videos|realtime/calls)$"),
+    Provider("openai", ("api.openai.com", "us.api.openai.com", "eu.api.openai.com", "*.api.openai.com"), "openai"),
     Provider("chatgpt", ("chatgpt.com",), "openai"),
     Provider("anthropic", ("api.anthropic.com",), "anthropic"),
     Provider("google", ("generativelanguage.googleapis.com",), "google",
-             generative=r":(?:generateText|generateMessage|generateAnswer|predictLongRunning)$"),
+             generative=r":(?:generateText|generateMessage|generateAnswer)$"),
     Provider("google", ("cloudcode-pa.googleapis.com", "*-cloudcode-pa.googleapis.com",
                         "*-cloudcode-pa.sandbox.googleapis.com"), "google"),
     Provider("vertex", ("aiplatform.googleapis.com", "*-aiplatform.googleapis.com", "aiplatform.*.rep.googleapis.com"),
-             "google", generative=r"/models/[^/]+:predictLongRunning$"),
+             "google"),
     Provider("azure", ("*.openai.azure.com", "*.openai.azure.us", "*.services.ai.azure.com",
                        "*.cognitiveservices.azure.com", "*.azure-api.net", "*.models.ai.azure.com",
                        "*.inference.ai.azure.com"), "azure"),
@@ -171,7 +172,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("inception", ("api.inceptionlabs.ai",), None),
     Provider("snowflake", ("*.snowflakecomputing.com",), None,
              ((r"^/api/v2/cortex/inference:complete$", "openai_chat"),)),
-    Provider("heroku", ("*.inference.heroku.com",), None,
+    Provider("heroku", ("inference.heroku.com", "*.inference.heroku.com"), None,
              ((r"^/v1/agents/heroku$", "openai_chat"),)),
     Provider("crusoe", ("api.inference.crusoecloud.com", "managed-inference-api-proxy.crusoecloud.com",
                         "*.inference.crusoecloud.com"), None),

@@ -14,10 +14,12 @@ from heliproxy.formats.errors import fill_error
 from heliproxy.formats.openai_usage import read_usage as read_openai_usage
 from heliproxy.formats.openai_usage import reported_cost
 from heliproxy.formats.output import Output
-from heliproxy.formats.reading import Json, amount, as_object, count, objects, string, text_of
-from heliproxy.formats.streaming import EventParser, StreamState, WholeBody, line_parser, sse_parser
+from heliproxy.formats.reading import Json, amount, as_object, count, load_object, objects, string, text_of
+from heliproxy.formats.streaming import StreamState, WholeBody, line_parser, sse_parser
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from heliproxy.exchange import StreamParser
 
 _UNITS = ("search_units", "classifications", "images", "pages")
@@ -47,19 +49,24 @@ class CohereChat(_CohereFormat):
         _read_message(body, output)
         output.write_to(reply)
 
+    def parse_response(self, body: bytes, headers: Mapping[str, str]) -> Reply:
+        if body.lstrip().startswith(b"{") and not load_object(body):
+            parser = line_parser(ChatStream())
+            parser.feed(body)
+            return parser.result()
+        return super().parse_response(body, headers)
+
     def _choose(self, start: bytes) -> StreamParser:
-        # A v1 stream begins with an object, as a whole reply does; lines tell them apart.
-        if start == b"{":
-            return _LinesOrWhole(self)
-        return sse_parser(ChatStream())
+        # A v1 stream begins with an object, as a whole reply does; lines tell them apart at the end.
+        return _LinesOrWhole(self) if start == b"{" else sse_parser(ChatStream())
 
 
 class _LinesOrWhole:
     """Reads a body both as lines of events and as one object, and reports the one it was."""
 
     def __init__(self, form: CohereChat) -> None:
-        self._lines: EventParser = line_parser(ChatStream())
-        self._whole = WholeBody(lambda body: form.parse_response(body, {}))
+        self._lines = line_parser(ChatStream())
+        self._whole = WholeBody(lambda body: form.parse_response(body, {}) if load_object(body) else Reply())
 
     def feed(self, data: bytes) -> None:
         self._lines.feed(data)
@@ -67,7 +74,7 @@ class _LinesOrWhole:
 
     def result(self) -> Reply:
         whole = self._whole.result()
-        return whole if whole.usage is not None or whole.finish_reason is not None else self._lines.result()
+        return self._lines.result() if whole == Reply(complete=whole.complete) else whole
 
 
 def read_facts(body: Json, reply: Reply) -> None:

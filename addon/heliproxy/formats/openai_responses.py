@@ -6,7 +6,9 @@ Usage stands in the response object of the terminal event; hosted tools that run
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from urllib.parse import parse_qs
 
 from heliproxy.exchange import Ask, ModelUsage, Reply, Usage
 from heliproxy.formats.base import JsonFormat, last_said, model_in_path, prompt_text, read_common_ask, take_error
@@ -16,7 +18,10 @@ from heliproxy.formats.output import PREVIEW_LIMIT, Output
 from heliproxy.formats.reading import Json, amount, as_object, clean, load_object, objects, string, sum_usages, text_of
 from heliproxy.formats.streaming import StreamState
 
-_FINAL = ("completed", "incomplete", "failed", "cancelled")
+_FINAL = ("completed", "incomplete", "failed", "cancelled", "done")
+"""What a response ends with; `done` is Realtime's."""
+_CREATED_LIMIT = 4 * 1024 * 1024
+_KIND = re.compile(rb'"type"\s*:\s*"(response\.[\w.]+|error)"')
 _SAID = ("output_text.delta", "refusal.delta", "response.text.delta", "audio_transcript.delta")
 _UNITS_OF_ITEMS = {"web_search_call": "web_searches", "file_search_call": "file_searches"}
 
@@ -37,7 +42,7 @@ class OpenAIResponses(JsonFormat):
             body = body["response"]  # Realtime wraps the request, Responses over WebSocket does not
         ask = read_common_ask(body)
         return Ask(
-            model=ask.model or model_in_path(path, "deployments"),
+            model=ask.model or model_in_path(path, "deployments") or _query_model(path),
             stream=ask.stream,
             user=ask.user,
             preview=_asked(body),
@@ -49,6 +54,12 @@ class OpenAIResponses(JsonFormat):
         output = Output()
         read_output(body, output)
         output.write_to(reply)
+
+
+def _query_model(path: str) -> str | None:
+    """Realtime names the model in the URL of its socket."""
+    found = parse_qs(path.partition("?")[2]).get("model") if "model=" in path else None
+    return string(found[0]) if found else None
 
 
 def _asked(body: Json) -> str:
@@ -128,6 +139,14 @@ def read_output(body: Json, output: Output) -> None:
             output.think(item.get("code"), "code")
 
 
+def _kind(name: str, data: bytes) -> str:
+    """The type of an event, from its name or from its data, where it stands near the beginning or the end."""
+    if name.startswith("response.") or name == "error":
+        return name
+    found = _KIND.search(data, 0, 400) or _KIND.search(data, max(0, len(data) - 400))
+    return found[1].decode() if found is not None else ""
+
+
 class ResponseEvents(StreamState):
     """The events of one response, from a stream or from a WebSocket.
 
@@ -149,26 +168,24 @@ class ResponseEvents(StreamState):
         return b'"error"' in data
 
     def take(self, name: str, data: bytes) -> None:
-        if b'.delta"' in data[:400] or b'"response.output_item.added"' in data[:400]:
-            super().take(name, data)
-        elif b'"response":' in data or b'"response" :' in data:
+        kind = _kind(name, data)
+        if kind.endswith(".delta") or kind == "response.output_item.added":
+            if not kind.endswith("audio.delta"):
+                super().take("", data)
+        elif kind in ("response.created", "response.in_progress", "response.queued"):
+            # The request comes back whole in these; they are read only if the last event never comes.
+            self._created = data if len(data) < _CREATED_LIMIT else None
+        elif kind.removeprefix("response.") in _FINAL:
             self._take_response(data)
-        elif name == "error" or b'"error"' in data[:400] or (not self.events and data[:1] == b"{"):
+        elif kind == "error" or (not self.events and not kind):
             self._take_other(data)
         elif data.startswith(b"[DONE]"):
             self.found.complete = True
         self.events += 1
 
     def _take_response(self, data: bytes) -> None:
-        head = data[:300] + data[-300:]
-        if b'"response.created"' in head or b'"response.in_progress"' in head or b'"response.queued"' in head:
-            # The request comes back whole in these; they are read only if the last event never comes.
-            self._created = data[: 4 * 1024 * 1024]
-            return
-        event = load_object(data)
-        kind = str(event.get("type", ""))
-        response = as_object(event.get("response"))
-        if kind.removeprefix("response.") in (*_FINAL, "done") and response:
+        response = as_object(load_object(data).get("response"))
+        if response:
             read_response(response, self.found)
             self.found.complete = True
             self.ended = True
