@@ -327,7 +327,7 @@ def bundle(home: Path, base: Path | None = None) -> Path:
         OSError: `base` or our certificate cannot be read, or the bundle cannot be written.
     """
     ours = ca_paths(home).cert
-    original = base_of(base) if base is not None else None
+    original = base_of(base, ours) if base is not None else None
     if original is None:
         return _build(home / BUNDLE_FOLDER / "bundle.pem", "", [*default_roots(), ours])
     digest = hashlib.sha256(os.fsencode(original.absolute())).hexdigest()[:12]
@@ -340,22 +340,24 @@ def extra_certs(home: Path, extra: Path | None) -> Path:
     Raises as `bundle`.
     """
     ours = ca_paths(home).cert
-    original = base_of(extra) if extra is not None else None
+    original = base_of(extra, ours) if extra is not None else None
     if original is None:
         return ours
     digest = hashlib.sha256(os.fsencode(original.absolute())).hexdigest()[:12]
     return _build(home / BUNDLE_FOLDER / f"extra-{digest}.pem", str(original.absolute()), [original, ours])
 
 
-def base_of(path: Path) -> Path | None:
+def base_of(path: Path, ours: Path) -> Path | None:
     """The file a bundle of ours was made of (None: the default roots, or our bare certificate); any other file itself.
+
+    `ours` is our certificate.
 
     Raises OSError when it cannot be read.
     """
     seen = set()
     while path not in seen:
         seen.add(path)
-        if path.name == "mitmproxy-ca-cert.pem" and (path.parent / "mitmproxy-ca.pem").exists():
+        if path == ours:
             return None
         with path.open("rb") as file:
             match = _BASE_LINE.match(file.readline(4096))
@@ -376,10 +378,11 @@ def upstream_trust(home: Path, upstream_ca: Path | None, env: Mapping[str, str] 
         OSError: `upstream_ca` cannot be read, or the file cannot be written.
     """
     environ = os.environ if env is None else env
+    ours = ca_paths(home).cert
     sources = default_roots()
     for name in TRUST_VARIABLES:
         path = user_file(environ.get(name))
-        if path is not None and (original := base_of(path)) is not None and original not in sources:
+        if path is not None and (original := base_of(path, ours)) is not None and original not in sources:
             sources.append(original)
     if upstream_ca is not None:
         if not count_certificates(upstream_ca.read_bytes()):
