@@ -119,6 +119,8 @@ def test_applying_twice_changes_nothing_more(real, tmp_path):
         ({"NO_PROXY": ".corp.example"}, ".corp.example,localhost,127.0.0.1,::1", None),
         ({"no_proxy": "a, b", "NO_PROXY": "b c"}, "a,b,c,localhost,127.0.0.1,::1", None),
         ({"NO_PROXY": "localhost"}, "localhost,127.0.0.1,::1", None),
+        ({"NO_PROXY": "localhost,127.0.0.1,::1"}, "localhost,127.0.0.1,::1", None),
+        ({"NO_PROXY": "fd00::1"}, "fd00::1,localhost,127.0.0.1,::1", None),
         ({"NO_PROXY": "api.openai.com"}, "api.openai.com,localhost,127.0.0.1,::1", "api.openai.com"),
         ({"NO_PROXY": "*.anthropic.com"}, "*.anthropic.com,localhost,127.0.0.1,::1", "*.anthropic.com"),
         ({"no_proxy": ".com"}, ".com,localhost,127.0.0.1,::1", ".com"),

@@ -139,14 +139,14 @@ def _no_proxy(environ: Mapping[str, str], hosts: Iterable[str]) -> tuple[str, li
     warnings = [
         f"NO_PROXY has {entry!r}: calls there go past heliproxy and are not logged"
         for entry in entries
-        if any(_covers(entry, host) for host in names)
+        if entry not in LOOPBACK and any(_covers(entry, host) for host in names)
     ]
     return ",".join(dict.fromkeys((*entries, *LOOPBACK))), warnings
 
 
 def _covers(entry: str, host: str) -> bool:
     """Whether a NO_PROXY entry takes the host, or a host below it, away from the proxy."""
-    name = entry.lower().removeprefix("*").lstrip(".").partition(":")[0]
+    name = re.sub(r":\d+$", "", entry.lower().removeprefix("*").lstrip("."))
     return not name or name == host or host.endswith("." + name) or name.endswith("." + host)
 
 
