@@ -1,7 +1,7 @@
 """The mitmproxy addon: the life of one exchange, top to bottom.
 
 requestheaders  whose call is this: a provider's, our gateway's, our API's, or nobody's we know
-request         policies that answer or refuse before an upstream is asked
+request         policies that answer or refuse before an upstream is asked; retries and fallbacks are planned
 responseheaders our headers are added, a streamed body is tapped
 response/error  the exchange is over and goes to the recorder's thread
 
@@ -12,26 +12,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mitmproxy import connection, ctx, exceptions, http, tls
-from mitmproxy.addonmanager import Loader
-from mitmproxy.proxy import layer
+from mitmproxy import ctx, exceptions, http, tls
 
-from heliproxy import attempts, hosts
-from heliproxy.directives import NONE, is_helicone_header, parse, provider_authorization, signed_headers
+from heliproxy import attempts, fallbacks, flows, hosts, targets
+from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.exchange import Exchange
 from heliproxy.formats import FORMATS
-from heliproxy.hosts import Route, Target
+from heliproxy.gates import Hit
+from heliproxy.home import default_home
+from heliproxy.plan import CallPlan, backoff_of
+from heliproxy.policies.answers import Answer, exception_answer
 from heliproxy.policies.defaults import default_headers
+from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
-from heliproxy.recorder import Recorder
 from heliproxy.services import Services, open_services
-from heliproxy.settings import Settings, Upstream, parse_upstreams
+from heliproxy.settings import Settings, parse_upstreams
+from heliproxy.targets import Destination
+
+if TYPE_CHECKING:
+    from mitmproxy.addonmanager import Loader
+    from mitmproxy.proxy import layer, server_hooks
+
+    from heliproxy.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +52,54 @@ HAND_OVER = 256 * 1024
 LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
 DRAIN_SECONDS = 5.0
+MAX_WARNING = 1000
 _MARKER_TAIL = 64
 
 OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
-    ("heliproxy_home", str, "", "Folder of the database, the CA and the configuration. Default: HELIPROXY_HOME, else the user's data folder."),
-    ("heliproxy_api_port", int, 8585, "Port of the dashboard and the REST API on 127.0.0.1. 0 picks a free one, -1 turns it off."),
-    ("heliproxy_upstream", Sequence[str], [], "Send a provider host's traffic elsewhere: HOST=URL, http or https. Repeatable."),
+    (
+        "heliproxy_home",
+        str,
+        "",
+        "Folder of the database, the CA and the configuration. Default: HELIPROXY_HOME, else the user's data folder.",
+    ),
+    (
+        "heliproxy_api_port",
+        int,
+        8585,
+        "Port of the dashboard and the REST API on 127.0.0.1. 0 picks a free one, -1 turns it off.",
+    ),
+    (
+        "heliproxy_upstream",
+        Sequence[str],
+        [],
+        "Send a provider host's traffic elsewhere: HOST=URL, http or https. Repeatable.",
+    ),
     ("heliproxy_upstream_ca", str, "", "PEM file of a CA to trust for upstreams, beside the usual ones."),
-    ("heliproxy_default_header", Sequence[str], [], "`Helicone-...: value` for calls that do not carry the header themselves. Repeatable."),
-    ("heliproxy_stream_usage", bool, False, "Ask OpenAI-style chat streams for their usage, and hide the extra chunk from clients that did not ask."),
+    (
+        "heliproxy_default_header",
+        Sequence[str],
+        [],
+        "`Helicone-...: value` for calls that do not carry the header themselves. Repeatable.",
+    ),
+    (
+        "heliproxy_allow_target",
+        Sequence[str],
+        [],
+        "HOST or HOST:PORT that a request may name as its target although it is no public address. Repeatable.",
+    ),
+    (
+        "heliproxy_stream_usage",
+        bool,
+        False,
+        "Ask OpenAI-style chat streams for their usage, and hide the extra chunk from clients that did not ask.",
+    ),
     ("heliproxy_run_id", str, "", "Tag every row with this run."),
-    ("heliproxy_token", str, "", "Bearer token that the REST API and the pages ask for. Default: HELIPROXY_TOKEN, else none."),
+    (
+        "heliproxy_token",
+        str,
+        "",
+        "Bearer token that the REST API and the pages ask for. Default: HELIPROXY_TOKEN, else none.",
+    ),
 )
 
 
@@ -68,14 +115,19 @@ class Heliproxy:
         self.recorder: Recorder
         self.live: dict[str, Exchange] = {}
         """Exchanges under way, by flow id."""
-        self.known: set[str] = set()
-        """Flow ids of calls to known hosts that are not inference: passed on, never logged."""
+        self.passing: dict[str, Destination] = {}
+        """Calls to known hosts that are not inference, by flow id: passed on or answered here, never logged."""
+        self.destinations: dict[str, Destination] = {}
+        """Where each exchange under way is going, by flow id."""
+        self.guarded: set[tuple[str, int]] = set()
+        """Addresses that clients named as targets: to be public when they are dialled."""
         self.refused: Counter[str] = Counter()
         """Hosts whose clients did not accept our certificate, with how often."""
         self.seen: Counter[str] = Counter()
         """Calls by provider since the start."""
         self.startup_error: str | None = None
         self._defaults: tuple[tuple[str, str], ...] = ()
+        self._allowed: frozenset[str] = frozenset()
         self._retries_off: str | None = None
 
     # ---------------------------------------------------------------- life of the addon
@@ -88,7 +140,12 @@ class Heliproxy:
         if not any(name.startswith("heliproxy_") for name in updated):
             return
         self.settings = self._read_options()
-        self._defaults = default_headers(self.settings)
+        try:
+            self._defaults = default_headers(self.settings)
+        except ValueError as e:
+            raise exceptions.OptionsError(f"heliproxy_default_header: {e}") from e
+        operators = {name for host, u in self.settings.upstreams.items() for name in (host, f"{u.host}:{u.port}")}
+        self._allowed = frozenset(operators) | {name.lower() for name in ctx.options.heliproxy_allow_target}
         if self.settings.upstream_ca is not None and "heliproxy_upstream_ca" in updated:
             from heliproxy.certs import upstream_trust
 
@@ -96,10 +153,6 @@ class Heliproxy:
             ctx.options.update(ssl_verify_upstream_trusted_ca=str(trust))
 
     def _read_options(self) -> Settings:
-        from pathlib import Path
-
-        from heliproxy.home import default_home
-
         options = ctx.options
         try:
             upstreams = parse_upstreams(options.heliproxy_upstream)
@@ -116,15 +169,16 @@ class Heliproxy:
             upstreams=upstreams,
             upstream_ca=ca,
             default_headers=tuple(options.heliproxy_default_header),
+            allowed_targets=tuple(options.heliproxy_allow_target),
             stream_usage=options.heliproxy_stream_usage,
             run_id=options.heliproxy_run_id or None,
-            token=options.heliproxy_token or None,
+            token=options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or None,
         )
 
     async def running(self) -> None:
         options = ctx.options
         if not options.allow_hosts and not options.ignore_hosts:
-            own = [f"^{_escape(host)}:" for host in self.settings.upstreams]
+            own = [f"^{host.replace('.', '[.]')}:" for host in self.settings.upstreams]
             options.update(allow_hosts=[*hosts.LLM_HOST_PATTERNS, *own])
         # A cache hit or a rewritten host must not dial the host the client named.
         options.update(connection_strategy="lazy")
@@ -138,6 +192,7 @@ class Heliproxy:
             self.startup_error = str(e)
             raise
         self.recorder = services.recorder
+        services.gates.side_calls = self.recorder.finish
         self.services = services
 
     async def done(self) -> None:
@@ -147,7 +202,7 @@ class Heliproxy:
             await asyncio.sleep(0.02)
         for flow_id in list(self.live):
             exchange = self.live[flow_id]
-            exchange.aborted = exchange.aborted or "proxy"
+            exchange.aborted = exchange.aborted or "client"
             exchange.error = exchange.error or "the proxy was stopped before the answer was complete"
             self._finish(flow_id)
         if self.services is not None:
@@ -161,6 +216,17 @@ class Heliproxy:
 
     async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:
         await question.settle()
+
+    async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """Dial a target that a client named only at a public address, and at the very address that was checked."""
+        address = data.server.address
+        if address is None or (address[0], address[1]) not in self.guarded:
+            return
+        reason, checked = await flows.public_address(address[0], address[1])
+        if reason is not None:
+            data.server.error = f"the target {reason}"
+        elif checked is not None:
+            data.server.address = checked
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         host = data.conn.sni or (data.context.server.address or ("?",))[0]
@@ -177,67 +243,152 @@ class Heliproxy:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.error is not None:
             return
-        request = flow.request
         started = time.perf_counter()
-        target = self._target(flow)
-        if target is not None:
-            if target.kind == "api":
-                return
-            _send_to(request, target)
-        route = hosts.route(request.method, request.host, request.path)
-        if route is None:
+        fields = flow.request.headers.fields
+        found = self._destination(flow)
+        if found is None:
             return
-        fields = request.headers.fields
-        self._strip(request)
-        upstream = self.settings.upstreams.get(route.host) or self.settings.upstreams.get(request.host)
-        target_url = None
-        if upstream is not None:
-            target_url = upstream.origin
-            _redirect(request, upstream)
-        if not route.inference or route.format == "" and request.method != "POST":
-            self.known.add(flow.id)
-            request.stream = True
+        destination, directives = found
+        route = destination.route
+        if not route.inference:
+            self.passing[flow.id] = destination
+            if destination.kind == "provider":
+                self._send_to(flow.request, destination)
+                flow.request.stream = "upgrade" not in flow.request.headers
             return
-        directives = parse(_pairs(fields), self._defaults)
         self.seen[route.provider] += 1
+        path = destination.path
+        target_url = self._send_to(flow.request, destination) if destination.kind == "provider" else None
+        self.destinations[flow.id] = destination
         self.live[flow.id] = Exchange(
             id=directives.request_id or str(uuid.uuid4()),
             created_at=time.time(),
             started=started,
             route=route,
             directives=directives,
-            method=request.method,
-            path=request.path,
+            method=flow.request.method,
+            path=path,
             request_headers=fields,
             target_url=target_url,
             run_id=self.settings.run_id,
             warnings=list(directives.warnings),
         )
 
-    def _target(self, flow: http.HTTPFlow) -> Target | None:
-        """Where a request to one of Helicone's hosts, or to our own port, is really meant to go."""
+    def _destination(self, flow: http.HTTPFlow) -> tuple[Destination, Directives] | None:
+        """Where the request goes and what its headers ask for; None when it is none of our business."""
         request = flow.request
-        if _is_self(flow):
-            return hosts.gateway_target(request.path)
-        return hosts.helicone_target(request.host, request.path)
+        own = flows.is_own_port(flow)
+        helicone = not own and hosts.is_helicone_host(request.host)
+        path = request.path
+        if own or helicone:
+            path, key = targets.split_key(path)
+            if key is not None and "helicone-auth" not in request.headers:
+                request.headers["Helicone-Auth"] = f"Bearer {key}"
+        elif hosts.provider_for_host(f"{request.host}:{request.port}") is None:
+            return None
+        directives = parse(flows.text_fields(request.headers.fields), self._defaults)
+        flows.strip_helicone(request)
+        if directives.auth_in_authorization:
+            flows.set_or_remove(request, "authorization", provider_authorization(request.headers["authorization"]))
+        if own:
+            return targets.of_own_port(request.method, path, directives, self._allowed), directives
+        if helicone:
+            found = targets.of_helicone(request.method, request.host, path, directives, self._allowed)
+            if found.kind == "provider":
+                found = targets.overridden(found, request.method, directives, self._allowed)
+            return found, directives
+        method = "POST" if flows.is_websocket(request) else request.method
+        known = targets.of_provider(method, request.host, path)
+        if known is None:
+            return None
+        known = flows.with_origin(known, request)
+        return targets.overridden(known, request.method, directives, self._allowed), directives
 
-    def _strip(self, request: http.Request) -> None:
-        """Take out every `Helicone-*` header, except those a signature covers."""
-        headers = request.headers
-        if not any(name[:9].lower() == b"helicone-" for name, _ in headers.fields):
-            return
-        signed = signed_headers(headers.get("authorization"))
-        headers.fields = tuple(
-            (name, value)
-            for name, value in headers.fields
-            if not is_helicone_header(name.decode("latin-1")) or name.decode("latin-1").lower() in signed
-        )
+    def _send_to(self, request: http.Request, destination: Destination) -> str | None:
+        """Point the request at its destination, or where the operator sends that host; returns the origin if other."""
+        if destination.guarded:
+            self.guarded.add((destination.host, destination.port))
+        upstream = self.settings.upstreams.get(destination.host)
+        if upstream is None:
+            flows.point_at(request, destination.scheme, destination.host, destination.port, destination.path)
+            return None if destination.host == destination.route.host else f"{destination.scheme}://{destination.host}"
+        flows.point_at(request, upstream.scheme, upstream.host, upstream.port, upstream.prefix + destination.path)
+        return upstream.origin
 
     async def request(self, flow: http.HTTPFlow) -> None:
         exchange = self.live.get(flow.id)
         if exchange is None:
+            await self._serve(flow)
             return
         exchange.request_body = flow.request.raw_content
+        destination = self.destinations[flow.id]
+        try:
+            answer = destination.answer or self._choose(flow, exchange, destination)
+            if answer is None and self.services is not None and not self.services.gates.idle(exchange):
+                answer = await self.services.gates.open(exchange, flows.FlowCall(flow.request))
+        except Exception as e:
+            # A policy the client asked for cannot be left out in silence, nor may a client hang on our mistake.
+            logger.exception("policies failed")
+            answer = exception_answer(f"{type(e).__name__}: {e}")
+        if answer is not None:
+            self._answer(flow, exchange, answer)
+        elif self._retries_off is None and flow.id not in self.passing and vars(flow).get("_heliproxy_plan") is None:
+            attempts.use(flow, self._plan(exchange))
+
+    async def _serve(self, flow: http.HTTPFlow) -> None:
+        """Answer what is for our own API, or what goes nowhere."""
+        destination = self.passing.get(flow.id)
+        if destination is None or destination.kind == "provider":
+            return
+        if destination.answer is not None:
+            flow.response = flows.response_of(destination.answer)
+        elif self.services is not None:
+            flow.response = await flows.ask_app(self.services.app, flow.request, destination.path)
+
+    def _choose(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination) -> Answer | None:
+        """For gateways: pick the upstream, and plan the ones after it."""
+        if destination.kind == "provider":
+            return None
+        chosen = fallbacks.choose(exchange, destination, flow.request, os.environ, self._allowed)
+        if isinstance(chosen, Answer):
+            return chosen
+
+        def apply(flow: http.HTTPFlow, index: int) -> None:
+            self._apply(flow, exchange, chosen, index)
+
+        self._apply(flow, exchange, chosen, 0)
+        plan = self._plan(exchange)
+        plan.choices, plan.apply, plan.exhausted = chosen.choices, apply, chosen.exhausted
+        attempts.use(flow, plan)
+        return None
+
+    def _apply(self, flow: http.HTTPFlow, exchange: Exchange, chosen: fallbacks.Chosen, index: int) -> None:
+        """Make the flow's request the one for choice number `index`: other host, headers and body."""
+        one = chosen.request(index)
+        request = flow.request
+        request.headers = http.Headers([(n.encode("latin-1", "replace"), v.encode("utf-8")) for n, v in one.headers])
+        exchange.target_url = self._send_to(request, one.destination)
+        request.headers["host"] = request.pretty_host if request.port in (80, 443) else f"{request.host}:{request.port}"
+        request.content = one.body
+        exchange.route, exchange.path = one.destination.route, one.destination.path
+        exchange.request_body = one.body
+        exchange.credential_headers = request.headers.fields
+        exchange.fallback_index = index if chosen.numbered else None
+        exchange.gateway_extra = one.response_headers
+
+    def _plan(self, exchange: Exchange) -> CallPlan:
+        return CallPlan(exchange, backoff_of(exchange), lambda flow, index: None, flows.response_of)
+
+    def _answer(self, flow: http.HTTPFlow, exchange: Exchange, answer: Answer | Hit) -> None:
+        if isinstance(answer, Hit):
+            exchange.answered_here = True
+            flow.response = flows.response_of_hit(answer)
+            return
+        exchange.answered_here = answer.reason != "mock"
+        exchange.answer_reason = answer.reason
+        if exchange.answered_here and exchange.error is None:
+            exchange.error = answer.text[:500]
+        flow.response = flows.response_of(answer)
 
     # ---------------------------------------------------------------- response
 
@@ -246,15 +397,32 @@ class Heliproxy:
         assert response is not None
         exchange = self.live.get(flow.id)
         if exchange is None:
-            if flow.id in self.known:
+            destination = self.passing.get(flow.id)
+            if destination is not None and destination.kind == "provider" and response.status_code != 101:
                 response.stream = True
             return
         exchange.status = response.status_code
         exchange.response_headers = response.headers.fields
-        response.headers["Helicone-Id"] = exchange.id
-        response.headers["Helicone-Status"] = "success"
+        if exchange.attempts and not exchange.last_noted:
+            plan = vars(flow).get("_heliproxy_plan")
+            if plan is not None:
+                plan.succeeded(flow, response.status_code)
+        self._add_headers(response, exchange)
         if not exchange.answered_here and self._is_streamed(response):
             response.stream = self._tap(flow.id, exchange, response)
+
+    def _add_headers(self, response: http.Response, exchange: Exchange) -> None:
+        headers = response.headers
+        headers["Helicone-Id"] = exchange.id
+        headers.setdefault("Helicone-Status", "success")
+        for name, value in exchange.response_extra:
+            headers[name] = value
+        for name, value in exchange.gateway_extra:
+            headers[name] = value
+        if exchange.fallback_index is not None:
+            headers["helicone-fallback-index"] = str(exchange.fallback_index)
+        if exchange.warnings:
+            headers["Heliproxy-Warning"] = flows.header_text("; ".join(exchange.warnings))[:MAX_WARNING]
 
     def _is_streamed(self, response: http.Response) -> bool:
         if response.status_code == 101:
@@ -266,7 +434,17 @@ class Heliproxy:
         return not (length.isascii() and length.isdigit() and int(length[:12]) <= BUFFER_LIMIT)
 
     def _tap(self, flow_id: str, exchange: Exchange, response: http.Response) -> Callable[[bytes], bytes]:
-        """A function that lets a response's bytes pass unchanged and keeps a copy for the recorder."""
+        """A function that lets a response's bytes pass and keeps a copy for the recorder."""
+        tap = self._copier(flow_id, exchange, response)
+        plain = response.headers.get("content-encoding", "identity").lower() == "identity"
+        stream = is_stream_type(response.headers.get("content-type", ""))
+        if exchange.hide_usage and plain and stream:
+            return _through(tap, UsageHider())
+        if exchange.directives.stream_force_format and stream:
+            return _through(tap, ChunkJoiner())
+        return tap
+
+    def _copier(self, flow_id: str, exchange: Exchange, response: http.Response) -> Callable[[bytes], bytes]:
         format = FORMATS.get(exchange.route.format)
         plain = response.headers.get("content-encoding", "identity").lower() == "identity"
         markers = tuple(b"\n" + m for m in format.terminal) if format is not None and plain else ()
@@ -307,7 +485,7 @@ class Heliproxy:
     def response(self, flow: http.HTTPFlow) -> None:
         exchange = self.live.get(flow.id)
         if exchange is None:
-            self.known.discard(flow.id)
+            self.passing.pop(flow.id, None)
             return
         response = flow.response
         assert response is not None
@@ -320,16 +498,17 @@ class Heliproxy:
     def error(self, flow: http.HTTPFlow) -> None:
         exchange = self.live.get(flow.id)
         if exchange is None:
-            self.known.discard(flow.id)
+            self.passing.pop(flow.id, None)
             return
         assert flow.error is not None
         exchange.error = flow.error.msg
-        exchange.aborted = _who_ended(flow)
+        exchange.aborted = flows.who_ended(flow)
         self._finish(flow.id)
 
     def _finish(self, flow_id: str) -> None:
         """Hand an exchange to the recorder; a second call for the same one does nothing."""
         exchange = self.live.pop(flow_id, None)
+        self.destinations.pop(flow_id, None)
         if exchange is None or exchange.finished:
             return
         exchange.finished = True
@@ -338,46 +517,15 @@ class Heliproxy:
         self.recorder.finish(exchange)
 
 
-def _pairs(fields: tuple[tuple[bytes, bytes], ...]) -> list[tuple[str, str]]:
-    return [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in fields]
+def _through(tap: Callable[[bytes], bytes], filter: UsageHider | ChunkJoiner) -> Callable[[bytes], bytes]:
+    """The tap sees what the upstream sent, the client gets what the filter lets through."""
 
+    def pass_on(data: bytes) -> bytes:
+        if not data:
+            return filter.end()
+        return filter.feed(tap(data))
 
-def _escape(host: str) -> str:
-    return host.replace(".", r"\.")
-
-
-def _is_self(flow: http.HTTPFlow) -> bool:
-    """Whether a request is addressed to our own proxy port (base-URL style), not through it."""
-    request, own = flow.request, flow.client_conn.sockname
-    if request.scheme != "http" or request.port != own[1]:
-        return False
-    return request.host in ("127.0.0.1", "localhost", "::1", own[0]) or flow.client_conn.sni is None
-
-
-def _send_to(request: http.Request, target: Target) -> None:
-    request.scheme = "https"
-    request.host = target.host
-    request.port = target.port
-    request.path = target.path
-
-
-def _redirect(request: http.Request, upstream: Upstream) -> None:
-    request.scheme = upstream.scheme
-    request.host = upstream.host
-    request.port = upstream.port
-    if upstream.prefix:
-        request.path = upstream.prefix + request.path
-
-
-def _who_ended(flow: http.HTTPFlow) -> str:
-    """Whether it was the client or the upstream that broke off."""
-    side = attempts.ended_by(flow)
-    if side is not None:
-        return side
-    # A client that left while a hook of ours was running: mitmproxy ends the flow without a protocol error.
-    return "upstream" if flow.response is None and flow.client_conn.connected else "client"
+    return pass_on
 
 
 addons = [Heliproxy()]
-
-__all__ = ["NONE", "Heliproxy", "Route", "addons", "connection", "provider_authorization"]

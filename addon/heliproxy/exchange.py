@@ -6,8 +6,9 @@ takes these values and returns these values. Nothing here knows mitmproxy, SQLit
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ class Exchange:
     error: str | None = None
 
     attempts: list[Attempt] = field(default_factory=list)
+    last_noted: bool = False
+    """`attempts` already holds the call whose answer is passed on."""
     fallback_index: int | None = None
     cache: str | None = None
     """HIT or MISS when a cache was asked, else None."""
@@ -190,11 +193,42 @@ class Exchange:
     warnings: list[str] = field(default_factory=list)
     answered_here: bool = False
     """The response is ours (cache hit, rate limit, block), not an upstream's."""
+    answer_reason: str | None = None
+    """Why it was answered here: rate_limited, budget, prompt_threat, ..."""
+    credential_headers: HeaderFields | None = None
+    """Headers that carry the provider key, when a gateway replaced the client's."""
+    gateway_extra: tuple[tuple[str, str], ...] = ()
+    """Headers that name the gateway's choice in the response."""
+    response_extra: tuple[tuple[str, str], ...] = ()
+    """Headers that policies add to the response, whoever makes it."""
+    properties: dict[str, str] = field(default_factory=dict)
+    """Properties that policies add to the client's own."""
+    status_override: int | None = None
+    """The row's status when it is not the HTTP status (a prompt threat)."""
+    keep_raw: bool = False
+    """The recorder keeps the response's bytes as sent, for the cache."""
+    hide_usage: bool = False
+    """We asked for the usage chunk, the client did not: it is taken out of the stream again."""
     finished: bool = False
     sink: Any = None
     """The recorder's own state while a response streams in."""
     after: list[Any] = field(default_factory=list)
     """Callables `(exchange, outcome)` the recorder runs once usage and cost are known (cache save, limit charge)."""
+
+    def side_call(self, path: str, format: str, body: bytes, now: float, clock: float) -> Exchange:
+        """A call we make ourselves for this one, to be logged as its own: same provider, client and session."""
+        return Exchange(
+            id=str(uuid.uuid4()),
+            created_at=now,
+            started=clock,
+            route=replace(self.route, format=format, model=None),
+            directives=self.directives,
+            method="POST",
+            path=path,
+            request_headers=self.request_headers,
+            request_body=body,
+            run_id=self.run_id,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from heliproxy.exchange import (
     Usage,
 )
 from heliproxy.formats import FORMATS
+from heliproxy.policies.cache import MAX_ENTRY_BYTES
 from heliproxy.secrets import (
     STORED_REQUEST_HEADERS,
     STORED_RESPONSE_HEADERS,
@@ -65,7 +66,7 @@ class Pricing:
 class Sink:
     """Takes a streamed response piece by piece: keeps its head, feeds the format's parser with the rest."""
 
-    __slots__ = ("broken", "decoder", "head", "parser", "raw_size", "truncated")
+    __slots__ = ("broken", "decoder", "head", "parser", "raw", "truncated")
 
     def __init__(self, exchange: Exchange) -> None:
         headers = lower_headers(exchange.response_headers)
@@ -78,11 +79,14 @@ class Sink:
         self.head = bytearray()
         self.truncated = False
         self.broken: str | None = None
-        self.raw_size = 0
+        self.raw: bytearray | None = bytearray() if exchange.keep_raw else None
 
     def feed(self, chunks: list[bytes]) -> None:
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self.raw_size += len(data)
+        if self.raw is not None:
+            self.raw += data
+            if len(self.raw) > MAX_ENTRY_BYTES:
+                self.raw = None
         decoded = self.decoder.feed(data)
         limit = STORED_LIMIT if self.parser is not None else DECODE_LIMIT
         room = limit - len(self.head)
@@ -181,7 +185,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         usage=usage,
         row=row,
     )
-    return Record(row, dict(exchange.directives.properties), body), outcome
+    return Record(row, {**exchange.directives.properties, **exchange.properties}, body), outcome
 
 
 def _read(
@@ -223,6 +227,10 @@ def _reply(format: Format, sink: Sink, status: int, body: bytes, headers: Mappin
 
 def _status(exchange: Exchange, reply: Reply) -> tuple[int, str | None, str | None]:
     """The worst of HTTP status, in-stream error and early end, as (status, error type, error)."""
+    if exchange.status_override is not None:
+        return exchange.status_override, "prompt_threat", exchange.error
+    if exchange.answered_here and exchange.error is not None:
+        return exchange.status or 0, exchange.answer_reason, exchange.error
     if exchange.status is not None and not is_success(exchange.status):
         return exchange.status, reply.error_type, reply.error or exchange.error or f"HTTP {exchange.status}"
     if reply.error is not None or reply.error_type is not None:
@@ -270,7 +278,8 @@ def _models(exchange: Exchange, ask: Ask, reply: Reply) -> dict[str, str | None]
 
 def _times(exchange: Exchange) -> dict[str, float | None]:
     ended = exchange.ended if exchange.ended is not None else exchange.started
-    first = exchange.first_byte
+    streamed = exchange.sink is not None and exchange.sink.parser is not None
+    first = exchange.first_byte if streamed else None
     return {
         "latency_ms": round((ended - exchange.started) * 1000, 2),
         "ttft_ms": None if first is None else round((first - exchange.started) * 1000, 2),
@@ -279,7 +288,8 @@ def _times(exchange: Exchange) -> dict[str, float | None]:
 
 def _who(exchange: Exchange, ask: Ask, headers: Mapping[str, str], secret: bytes) -> dict[str, str | None]:
     directives = exchange.directives
-    key = credential(headers, exchange.path)
+    carried = headers if exchange.credential_headers is None else lower_headers(exchange.credential_headers)
+    key = credential(carried, exchange.path)
     auth = directives.auth_value
     return {
         "user_id": directives.user_id or ask.user,

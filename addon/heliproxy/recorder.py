@@ -61,7 +61,7 @@ class Recorder:
     Args:
         writer: opens and writes the database; used by this thread alone. A function, so that opening (and
             migrating) happens on the thread too.
-        pricing: gives prices, estimates and fingerprints; called on the thread at the first record.
+        pricing: gives prices, estimates and fingerprints; called on the thread once the database is open.
         clock: monotonic seconds.
     """
 
@@ -152,6 +152,10 @@ class Recorder:
             return
         finally:
             self._started.set()
+        try:
+            self._pricing = self._load_pricing()
+        except Exception as e:
+            self._failed(e)
         deadline: float | None = None
         while True:
             try:

@@ -224,6 +224,7 @@ def heliproxy_options(settings: Settings) -> dict[str, Any]:
         "heliproxy_upstream": [f"{host}={u.origin}" for host, u in settings.upstreams.items()],
         "heliproxy_upstream_ca": str(settings.upstream_ca or ""),
         "heliproxy_default_header": list(settings.default_headers),
+        "heliproxy_allow_target": list(settings.allowed_targets),
         "heliproxy_stream_usage": settings.stream_usage,
         "heliproxy_run_id": settings.run_id or "",
         "heliproxy_token": settings.token or "",

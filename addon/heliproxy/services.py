@@ -6,9 +6,14 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from heliproxy.gates import Gates
 from heliproxy.home import DATABASE_NAME, make_private_folder
 from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
@@ -22,6 +27,21 @@ if TYPE_CHECKING:
     from heliproxy.addon import Heliproxy
 
 logger = logging.getLogger(__name__)
+
+
+class LazyApp:
+    """The ASGI app of the API, made at its first request: importing it takes longer than starting the proxy."""
+
+    def __init__(self, addon: Heliproxy) -> None:
+        self._addon = addon
+        self._app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._app is None:
+            from heliproxy.api import create_app
+
+            self._app = create_app(self._addon)
+        await self._app(scope, receive, send)
 
 
 class ApiServer:
@@ -77,6 +97,8 @@ class Services:
         self.api: ApiServer | None = None
         self.api_error: str | None = None
         self.recorder: Recorder
+        self.gates: Gates
+        self.app: Any = None
 
     async def start(self, addon: Heliproxy) -> None:
         """Open the database and the API port.
@@ -90,13 +112,13 @@ class Services:
         secret = install_secret(home)
         self.recorder = Recorder(Store(home / DATABASE_NAME).writer, lambda: _pricing(self.settings, secret))
         await asyncio.get_running_loop().run_in_executor(None, self.recorder.start)
+        self.gates = Gates(home, secret, partial(post, self.settings), self.settings.stream_usage)
+        self.app = LazyApp(addon)
         if self.settings.api_port is not None:
-            await self._start_api(addon, self.settings.api_port)
+            await self._start_api(self.settings.api_port)
 
-    async def _start_api(self, addon: Heliproxy, port: int) -> None:
-        from heliproxy.api import create_app
-
-        self.api = ApiServer(create_app(addon), "127.0.0.1", port)
+    async def _start_api(self, port: int) -> None:
+        self.api = ApiServer(self.app, "127.0.0.1", port)
         try:
             await self.api.start()
         except OSError as e:
@@ -108,6 +130,7 @@ class Services:
         if self.api is not None:
             await self.api.stop()
         await asyncio.get_running_loop().run_in_executor(None, self.recorder.close)
+        self.gates.close()
 
 
 def open_services(settings: Settings) -> Services:
@@ -120,3 +143,28 @@ def _pricing(settings: Settings, secret: bytes) -> Pricing:
     from heliproxy.tokens import estimate
 
     return Pricing(Prices(settings.home), estimate, secret)
+
+
+def post(settings: Settings, url: str, headers: list[tuple[str, str]], body: bytes) -> tuple[int, bytes]:
+    """Make one side call (moderation), with the operator's redirection of the host honoured; blocks.
+
+    Raises:
+        OSError: no answer came.
+    """
+    from heliproxy.certs import upstream_trust
+
+    host = url.split("/")[2]
+    upstream = settings.upstreams.get(host)
+    if upstream is not None:
+        url = upstream.origin + "/" + url.split("/", 3)[3]
+    request = urllib.request.Request(url, body, dict(headers), method="POST")  # noqa: S310 - the URL is ours
+    handlers: list[Any] = [urllib.request.ProxyHandler({})]
+    if url.startswith("https:"):
+        trust = upstream_trust(settings.home, settings.upstream_ca)
+        handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(trust))))
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=30) as response:
+            return response.status, response.read(1 << 20)
+    except urllib.error.HTTPError as e:
+        with e:
+            return e.code, e.read(1 << 20)

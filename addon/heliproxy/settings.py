@@ -41,6 +41,8 @@ class Settings:
     """mitmproxy options as `NAME=VALUE`."""
     default_headers: tuple[str, ...] = ()
     """`Name: value` lines added to every call that does not carry the header itself."""
+    allowed_targets: tuple[str, ...] = ()
+    """`host` or `host:port` that a request may name as its target although it is no public address."""
     stream_usage: bool = False
     run_id: str | None = None
     token: str | None = None

@@ -88,9 +88,15 @@ def transport_kind(error: str) -> str:
     lower = error.lower()
     if "timeout" in lower or "timed out" in lower or "aborterror" in lower:
         return "timeout"
-    if any(word in lower for word in ("connection lost", "connection", "disconnect", "refused", "reset", "closed")):
+    if any(word in lower for word in _LOST):
         return "lost"
     return "unknown"
+
+
+_LOST = (
+    *("connect", "refused", "reset", "closed", "unreachable", "eof", "protocol error"),
+    *("name or service", "nodename", "name resolution", "tls", "certificate", "cannot be resolved"),
+)
 
 
 def mock_answer(raw: str) -> Answer:

@@ -1,0 +1,180 @@
+"""The upstreams of a gateway call: `Helicone-Fallbacks`, or the model string of the AI gateway.
+
+Each choice is a whole request of its own (host, headers, body), made from the client's original one, so that nothing
+of one target, its credentials least of all, reaches another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from heliproxy import targets
+from heliproxy.decode import decode
+from heliproxy.exchange import Attempt, Exchange
+from heliproxy.policies import fallback as gateway
+from heliproxy.policies import ssrf
+from heliproxy.policies import target as named
+from heliproxy.policies.answers import Answer, exception_answer
+from heliproxy.policies.fallback import Fallback, GatewayTarget
+from heliproxy.record import DECODE_LIMIT, lower_headers
+from heliproxy.targets import Destination
+
+_OWN_HEADERS = frozenset(
+    {"authorization", "x-api-key", "api-key", "x-goog-api-key", "content-length", "transfer-encoding", "host"}
+    | {"content-encoding", "cookie"}
+)
+
+
+class Request(Protocol):
+    """The part of a request that choices are made from."""
+
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """The request for one choice."""
+
+    destination: Destination
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    response_headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The choices of one call, in the order to try."""
+
+    choices: Sequence[Any]
+    request: Callable[[int], One]
+    numbered: bool = False
+    """The response says which choice it came from (`helicone-fallback-index`)."""
+    exhausted: Callable[[list[Attempt]], Answer | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _GatewayChoice:
+    target: GatewayTarget = field(repr=False)
+
+    def matches(self, status: int) -> bool:
+        """Every answer that is no success moves on."""
+        return not 200 <= status < 300
+
+
+def choose(
+    exchange: Exchange, destination: Destination, request: Request, env: Mapping[str, str], allowed: Collection[str]
+) -> Chosen | Answer:
+    """The upstreams for this call, or the error to answer when none can be called."""
+    headers = lower_headers(exchange.request_headers)
+    body = decode(exchange.request_body or b"", headers.get("content-encoding"), DECODE_LIMIT)
+    if destination.kind == "ai-gateway":
+        return _by_model(exchange, destination, request.method, body, env, allowed)
+    return _by_header(exchange.directives.fallbacks, destination, request.method, body, allowed)
+
+
+def _by_header(
+    entries: Sequence[Fallback], destination: Destination, method: str, body: bytes, allowed: Collection[str]
+) -> Chosen | Answer:
+    made: list[One] = []
+    for index, entry in enumerate(entries):
+        reason = ssrf.check_url(entry.target_url, allowed)
+        origin = named.origin(entry.target_url)
+        if reason is not None or origin is None:
+            reason = reason or "is not a valid URL"
+            return named.invalid_base(entry.target_url, reason)
+        try:
+            sent = gateway.override_body(body, entry.body_override)
+        except gateway.DirectiveError as e:
+            return e.answer
+        except Exception as e:
+            return exception_answer(f"Helicone-Fallbacks: entry {index}: {e}")
+        made.append(One(targets.to_origin(method, origin, destination.path, allowed), entry.headers, sent))
+    return Chosen(entries, made.__getitem__, numbered=True)
+
+
+def _by_model(
+    exchange: Exchange,
+    destination: Destination,
+    method: str,
+    body: bytes,
+    env: Mapping[str, str],
+    allowed: Collection[str],
+) -> Chosen | Answer:
+    value = _json_object(body)
+    if value is None:
+        return gateway.gateway_error(400, "invalid_request_error", "the request body is not a JSON object")
+    planned = gateway.plan_models(value.get("model"), env)
+    if planned.error is not None:
+        return planned.error
+    shape = "anthropic" if destination.path.partition("?")[0].rstrip("/").endswith("/messages") else "openai"
+    usable = [target for target in planned.targets if target.format == shape]
+    if not usable:
+        return gateway.gateway_error(400, "invalid_format", _untranslated(planned.targets, shape))
+    exchange.warnings += planned.skipped
+    exchange.warnings += [
+        f"{t.provider} was skipped: it does not speak {shape}'s format" for t in planned.targets if t not in usable
+    ]
+    kept = tuple(
+        (name, text)
+        for name, text in _fields(exchange)
+        if name.lower() not in _OWN_HEADERS and not name.lower().startswith("helicone-")
+    )
+    made = [_gateway_one(target, destination, method, value, kept, allowed) for target in usable]
+
+    def exhausted(attempts: list[Attempt]) -> Answer:
+        tried = [
+            (usable[a.fallback_index or 0].provider, a.status, a.error or f"answered {a.status}") for a in attempts
+        ]
+        return gateway.gateway_failure(tried)
+
+    return Chosen([_GatewayChoice(target) for target in usable], made.__getitem__, exhausted=exhausted)
+
+
+def _fields(exchange: Exchange) -> list[tuple[str, str]]:
+    return [(n.decode("latin-1"), v.decode("utf-8", "surrogateescape")) for n, v in exchange.request_headers]
+
+
+def _untranslated(found: Sequence[GatewayTarget], shape: str) -> str:
+    others = ", ".join(sorted({t.provider for t in found}))
+    where = "/v1/messages" if shape == "openai" else "/v1/chat/completions"
+    return (
+        f"{others} does not speak the format of this request ({shape}), and requests are not translated;"
+        f" send its own format to {where}"
+    )
+
+
+def _gateway_one(
+    target: GatewayTarget,
+    destination: Destination,
+    method: str,
+    value: dict[str, Any],
+    kept: tuple[tuple[str, str], ...],
+    allowed: Collection[str],
+) -> One:
+    origin = named.origin(target.base_url)
+    assert origin is not None
+    prefix = "/" + target.base_url.split("/", 3)[3] if target.base_url.count("/") > 2 else ""
+    path = prefix + destination.path.removeprefix("/v1")
+    sent = value | {"model": target.model}
+    if value.get("stream") is True and target.format == "openai" and "chat/completions" in path:
+        sent["stream_options"] = {**(value.get("stream_options") or {}), "include_usage": True}
+    given = {name.lower() for name, _ in target.auth_headers}
+    headers = (*((n, v) for n, v in kept if n.lower() not in given), *target.auth_headers)
+    found = targets.to_origin(method, origin, path, allowed)
+    named_in_response = (
+        ("Helicone-Gateway-Mode", "BYOK"),
+        ("Helicone-Provider", target.provider),
+        ("Helicone-Model", target.model),
+    )
+    return One(replace(found, path=path), headers, json.dumps(sent).encode(), named_in_response)
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

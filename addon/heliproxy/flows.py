@@ -1,0 +1,159 @@
+"""The small steps between mitmproxy's flows and our own values."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mitmproxy import http
+
+from heliproxy import attempts
+from heliproxy.directives import is_helicone_header, signed_headers
+from heliproxy.policies import ssrf
+from heliproxy.policies.answers import one_line
+
+if TYPE_CHECKING:
+    from heliproxy.gates import Hit
+    from heliproxy.policies.answers import Answer
+    from heliproxy.targets import Destination
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Fields = tuple[tuple[bytes, bytes], ...]
+
+
+def text_fields(fields: Fields) -> list[tuple[str, str]]:
+    """Header fields as text; bytes that are no UTF-8 become surrogate escapes."""
+    return [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in fields]
+
+
+def is_own_port(flow: http.HTTPFlow) -> bool:
+    """Whether a request is addressed to our own proxy port (base-URL style), not through it to somewhere else.
+
+    The name in it plays no part: in a container the proxy has other names than here, and dialling ourselves helps nobody.
+    """
+    request, own = flow.request, flow.client_conn.sockname
+    if request.scheme != "http" or request.port != own[1]:
+        return False
+    return not flow.client_conn.tls_established or request.host in LOOPBACK
+
+
+def is_websocket(request: http.Request) -> bool:
+    return request.headers.get("upgrade", "").lower() == "websocket"
+
+
+def strip_helicone(request: http.Request) -> None:
+    """Take out every `Helicone-*` header, except those an AWS signature covers."""
+    headers = request.headers
+    if not any(name[:9].lower() == b"helicone-" for name, _ in headers.fields):
+        return
+    signed = signed_headers(headers.get("authorization"))
+    headers.fields = tuple(
+        (name, value)
+        for name, value in headers.fields
+        if not is_helicone_header(text := name.decode("latin-1")) or text.lower() in signed
+    )
+
+
+def set_or_remove(request: http.Request, name: str, value: str | None) -> None:
+    if value is None:
+        request.headers.pop(name, None)
+    else:
+        request.headers[name] = value
+
+
+def with_origin(destination: Destination, request: http.Request) -> Destination:
+    """A destination at the very origin the client connected to."""
+    return replace(destination, scheme=request.scheme, host=request.host, port=request.port, path=request.path)
+
+
+def point_at(request: http.Request, scheme: str, host: str, port: int, path: str) -> None:
+    """Rewrite the request's target; what is the same already is left alone, byte for byte."""
+    if request.scheme != scheme:
+        request.scheme = scheme
+    if request.host != host or request.port != port:
+        request.host = host
+        request.port = port
+    if request.path != path:
+        request.path = path
+
+
+def response_of(answer: Answer) -> http.Response:
+    """An answer of ours as a response."""
+    return _response(answer.status, answer.headers, answer.body)
+
+
+def response_of_hit(hit: Hit) -> http.Response:
+    """A cached answer as a response: the bytes as they were sent, in their content-encoding."""
+    return _response(hit.entry.status, (*hit.entry.headers, *hit.headers), hit.entry.body)
+
+
+def _response(status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> http.Response:
+    fields = [(name.encode("latin-1", "replace"), value.encode("utf-8", "surrogateescape")) for name, value in headers]
+    fields.append((b"content-length", str(len(body)).encode()))
+    # Not Response.make: it would encode a body that is encoded already.
+    return http.Response(b"HTTP/1.1", status, http.status_codes.RESPONSES.get(status, "").encode(), http.Headers(fields), body, None, 0, 0)
+
+
+def header_text(text: str) -> str:
+    """Text that may stand in a response header: one line, ASCII."""
+    return one_line(text).encode("ascii", "replace").decode("ascii")
+
+
+class FlowCall:
+    """The request of a flow as the gates see it."""
+
+    def __init__(self, request: http.Request) -> None:
+        self._request = request
+        self.method = request.method
+        self.path = request.path
+
+    @property
+    def authority(self) -> str:
+        return f"{self._request.scheme}://{self._request.host}:{self._request.port}"
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        return text_fields(self._request.headers.fields)
+
+    def replace_body(self, body: bytes) -> None:
+        self._request.headers.pop("content-encoding", None)
+        self._request.content = body
+
+    def set_header(self, name: str, value: str) -> None:
+        self._request.headers[name] = value
+
+
+async def ask_app(app: Any, request: http.Request, path: str) -> http.Response:
+    """Have our own ASGI app answer a request that reached the proxy."""
+    from heliproxy.api.door import respond
+
+    plain, _, query = path.partition("?")
+    status, headers, body = await respond(
+        app, request.method, plain, query, text_fields(request.headers.fields), request.raw_content or b"", None
+    )
+    kept = tuple((n, v) for n, v in headers if n.lower() not in ("content-length", "transfer-encoding"))
+    return _response(status, kept, body)
+
+
+async def public_address(host: str, port: int) -> tuple[str | None, tuple[str, int] | None]:
+    """Resolve a host a client named: (why it must not be dialled, None) or (None, the address to dial)."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as e:
+        return f"cannot be resolved: {e.strerror or e}", None
+    addresses = [entry[4][0] for entry in found]
+    private = next((a for a in addresses if not ssrf.is_public(str(a))), None)
+    if private is not None or not addresses:
+        return f"resolves to {private}, which is not a public address", None
+    return None, (str(addresses[0]), port)
+
+
+def who_ended(flow: http.HTTPFlow) -> str:
+    """Whether it was the client or the upstream that broke off."""
+    side = attempts.ended_by(flow)
+    if side is not None:
+        return side
+    # A client that left while a hook of ours was running: mitmproxy ends the flow without a protocol error.
+    return "upstream" if flow.response is None and flow.client_conn.connected else "client"

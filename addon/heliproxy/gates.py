@@ -1,0 +1,394 @@
+"""What happens between a request and its upstream: each policy in the order Helicone has them (contract section 0).
+
+directives that are wrong -> the body as it is to be sent -> cache -> budget -> rate limit -> security -> moderation.
+
+A policy that fails decides here what that means: caching, limits and checks let the call pass (as Helicone does),
+and say so in a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from heliproxy.decode import decode
+from heliproxy.directives import Directives, namespace, signed_headers
+from heliproxy.exchange import STATUS_THREAT, Exchange, Outcome
+from heliproxy.home import DATABASE_NAME
+from heliproxy.policies import answers, budget, cache, moderation, prompt, ratelimit, retry, security, streamusage
+from heliproxy.policies.answers import Answer, DirectiveError
+from heliproxy.policies.budget import Spender
+from heliproxy.policies.cache import CacheEntry
+from heliproxy.policies.ratelimit import Policy
+from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
+from heliproxy.record import DECODE_LIMIT, lower_headers
+
+logger = logging.getLogger(__name__)
+
+SAVE_WAIT_SECONDS = 2.0
+"""How long a lookup waits for an answer that is complete but still being saved."""
+
+Fetch = Callable[[str, list[tuple[str, str]], bytes], tuple[int, bytes]]
+"""Post a body to a URL with these headers; blocks; returns status and body."""
+
+
+class Call(Protocol):
+    """The request as it will be sent upstream."""
+
+    method: str
+    path: str
+
+    @property
+    def authority(self) -> str:
+        """Host and port of the upstream."""
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The client's headers without Helicone's."""
+
+    def replace_body(self, body: bytes) -> None:
+        """Send this body instead, not content-encoded."""
+
+    def set_header(self, name: str, value: str) -> None:
+        """Send this header instead of the client's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An answer out of the cache."""
+
+    entry: CacheEntry
+    headers: tuple[tuple[str, str], ...]
+
+
+class Gates:
+    """All policies of one proxy, with what they remember. `secret` keys the cache; `fetch` makes side calls."""
+
+    def __init__(self, home: Path, secret: bytes, fetch: Fetch, stream_usage: bool = False) -> None:
+        self._home = home
+        self._secret = secret
+        self._fetch = fetch
+        self._stream_usage = stream_usage
+        self.state = StateFile(home / STATE_NAME)
+        self.cache = CacheStore(self.state)
+        self.limits = LimitStore(self.state)
+        self.budgets = BudgetStore(self.state, home / DATABASE_NAME)
+        self._saving: dict[bytes, tuple[Exchange, asyncio.Event]] = {}
+        self._rules: tuple[float, security.Rules | None] = (-1.0, None)
+        self.side_calls: Callable[[Exchange], None] = lambda exchange: None
+        """Takes a side call (moderation) as an exchange of its own, to be recorded."""
+
+    def close(self) -> None:
+        self.state.close()
+
+    def idle(self, exchange: Exchange) -> bool:
+        """Whether no policy can concern this call, so that nothing need be awaited."""
+        return not exchange.directives.present and not self._stream_usage and not self.budgets.active()
+
+    async def open(self, exchange: Exchange, call: Call) -> Answer | Hit | None:
+        """Run all gates. None: the call goes upstream."""
+        directives = exchange.directives
+        refused = directives.error or retry.problem(directives.retry)
+        if refused is not None:
+            return refused
+        body = self._sent_body(exchange, call)
+        if directives.token_limit_handler:
+            body = await self._fit_tokens(exchange, call, body)
+        hit = await self._cached(exchange, call, body)
+        if hit is not None:
+            return hit
+        answer = await self._budget(exchange, body) or await self._limit(exchange, body)
+        if answer is None and (directives.security or directives.moderations):
+            answer = await self._check(exchange, call, body)
+        if answer is None and directives.mock_response is not None:
+            answer = answers.mock_answer(directives.mock_response)
+        return answer
+
+    # ---------------------------------------------------------------- the body as it is sent
+
+    def _sent_body(self, exchange: Exchange, call: Call) -> bytes:
+        """The decoded body after the directives that change it."""
+        headers = lower_headers(exchange.request_headers)
+        body = decode(exchange.request_body or b"", headers.get("content-encoding"), DECODE_LIMIT)
+        directives = exchange.directives
+        wants_usage = (self._stream_usage or directives.stream_usage) and exchange.route.format == "openai_chat"
+        changes = wants_usage or directives.prompt.mode != "deactivated" or directives.token_limit_handler
+        if not changes:
+            return body
+        if signed_headers(headers.get("authorization")):
+            exchange.warnings.append("the request is signed (AWS SigV4), so its body was left as it is")
+            return body
+        if directives.prompt.mode != "deactivated":
+            stripped = prompt.strip_tags(body)
+            if stripped.body != body:
+                body = stripped.body
+                call.replace_body(body)
+        if wants_usage and (asked := streamusage.ask_for_usage(body)) is not None:
+            body = asked
+            call.replace_body(body)
+            # The chunk is to be taken out again, which needs the stream in plain.
+            call.set_header("accept-encoding", "identity")
+            exchange.hide_usage = True
+        return body
+
+    async def _fit_tokens(self, exchange: Exchange, call: Call, body: bytes) -> bytes:
+        from heliproxy.policies import tokenlimit
+
+        handler = exchange.directives.token_limit_handler
+        assert handler is not None
+        if signed_headers(lower_headers(exchange.request_headers).get("authorization")):
+            return body
+        try:
+            fitted = await _in_thread(tokenlimit.apply, body, handler, exchange.directives.model_override)
+        except Exception as e:
+            logger.warning("token limit handler failed: %s", e, exc_info=e)
+            exchange.warnings.append(f"Helicone-Token-Limit-Exception-Handler failed ({e}); the body was not changed")
+            return body
+        if fitted is None:
+            return body
+        call.replace_body(fitted)
+        return fitted
+
+    # ---------------------------------------------------------------- cache
+
+    async def _cached(self, exchange: Exchange, call: Call, body: bytes) -> Hit | None:
+        wanted = exchange.directives.cache
+        if not wanted.wanted:
+            return None
+        key = cache.cache_key(
+            self._secret,
+            call.method,
+            call.authority,
+            call.path,
+            body,
+            call.headers,
+            wanted,
+            exchange.directives.auth_value,
+        )
+        if wanted.read:
+            await self._saved(key)
+            now = time.time()
+            entries = self.cache.lookup_memory(key, wanted.bucket, now)
+            if entries is None:
+                entries = await _in_thread(self.cache.lookup_disk, key, wanted.bucket, now)
+            picked = cache.pick(entries, random.randrange)
+            if picked is not None:
+                return self._hit(exchange, *picked)
+            exchange.cache = "MISS"
+            exchange.response_extra += cache.miss_headers(wanted)
+        if wanted.save:
+            self._save_later(exchange, key)
+        return None
+
+    def _hit(self, exchange: Exchange, index: int, entry: CacheEntry) -> Hit:
+        exchange.cache = "HIT"
+        exchange.cache_reference_id = entry.request_id
+        exchange.saved_usd = entry.cost_usd
+        return Hit(entry, cache.hit_headers(entry, index))
+
+    async def _saved(self, key: bytes) -> None:
+        """Wait for an answer that its client already has in full, but that is still on its way into the cache."""
+        pending = self._saving.get(key)
+        if pending is not None and (pending[0].finished or pending[0].ended is not None):
+            try:
+                await asyncio.wait_for(pending[1].wait(), SAVE_WAIT_SECONDS)
+            except TimeoutError:
+                pass  # as Helicone: a read that takes longer than two seconds is a miss
+
+    def _save_later(self, exchange: Exchange, key: bytes) -> None:
+        exchange.keep_raw = True
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._saving[key] = (exchange, done)
+
+        def forget() -> None:
+            done.set()
+            if self._saving.get(key, (None,))[0] is exchange:
+                del self._saving[key]
+
+        def save(exchange: Exchange, outcome: Outcome) -> None:
+            try:
+                self._save(exchange, outcome, key)
+            finally:
+                loop.call_soon_threadsafe(forget)
+
+        exchange.after.append(save)
+
+    def _save(self, exchange: Exchange, outcome: Outcome, key: bytes) -> None:
+        wanted = exchange.directives.cache
+        raw = exchange.sink.raw if exchange.sink is not None else None
+        if raw is None or exchange.answered_here:
+            return
+        if not cache.storable(outcome.status, outcome.complete, len(raw), wanted):
+            return
+        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in exchange.response_headers]
+        row = outcome.row
+        now = time.time()
+        entry = CacheEntry(
+            status=200,
+            headers=cache.replayed_headers(headers),
+            body=bytes(raw),
+            latency_ms=row["latency_ms"],
+            created_at=now,
+            request_id=exchange.id,
+            cost_usd=outcome.cost_usd,
+            usage={"model": row["model"], "input_tokens": row.get("input_tokens"), "output_tokens": row.get("output_tokens")},
+        )
+        self.cache.save(key, wanted.bucket, entry, wanted.ttl_s, now)
+
+    # ---------------------------------------------------------------- money and rates
+
+    async def _budget(self, exchange: Exchange, body: bytes) -> Answer | None:
+        if not self.budgets.active():
+            return None
+        directives = exchange.directives
+        facts = _body_facts(body)
+        spender = Spender(
+            user=directives.user_id or facts.user,
+            model=facts.model or exchange.route.model,
+            session=directives.session_id,
+            properties=directives.properties,
+        )
+        now = datetime.now().astimezone()
+        state = await _in_thread(self.budgets.decide, spender, now)
+        exchange.after.append(lambda _, outcome: self.budgets.add(spender, outcome.cost_usd, datetime.now().astimezone()))
+        if state is None:
+            return None
+        if state.budget.action == "block":
+            exchange.error = budget.warning(state)
+            return budget.block_answer(state)
+        exchange.warnings.append(budget.warning(state))
+        return None
+
+    async def _limit(self, exchange: Exchange, body: bytes) -> Answer | None:
+        directives = exchange.directives
+        if directives.rate_limit_policy is None:
+            return None
+        try:
+            policy = _policy(directives.rate_limit_policy)
+        except ValueError as e:
+            exchange.warnings.append(str(e))
+            logger.warning("%s", e)
+            return None
+        user = directives.user_id
+        if user is None and policy.segment == "user":
+            user = _body_facts(body).user
+        bucket = ratelimit.bucket_id(policy, namespace(directives.auth_value), user, directives.properties)
+        if bucket is None:
+            decision = ratelimit.unlimited(policy)
+        else:
+            decision = await _in_thread(self.limits.take, bucket, policy)
+        if decision.warning:
+            exchange.warnings.append(decision.warning)
+        if not decision.allowed:
+            exchange.properties["Helicone-Rate-Limit-Status"] = "bucket_rate_limited"
+            exchange.error = "limited by Helicone-RateLimit-Policy"
+            return ratelimit.denied_answer(decision.headers)
+        exchange.response_extra += decision.headers
+        if policy.unit == "cents" and bucket is not None:
+            exchange.after.append(partial(self._charge, bucket, policy))
+        return None
+
+    def _charge(self, bucket: str, policy: Policy, exchange: Exchange, outcome: Outcome) -> None:
+        if outcome.cost_usd:
+            self.limits.charge(bucket, policy, outcome.cost_usd * 100)
+
+    # ---------------------------------------------------------------- what the prompt says
+
+    async def _check(self, exchange: Exchange, call: Call, body: bytes) -> Answer | None:
+        directives = exchange.directives
+        if not moderation.applies(exchange.route.provider, exchange.path):
+            return None
+        try:
+            content = moderation.last_user_content(body)
+        except DirectiveError as e:
+            return e.answer
+        if content is None:
+            return None
+        if directives.security:
+            found = await self._threat(exchange, moderation.text_of(content), directives)
+            if found is not None:
+                exchange.status_override = STATUS_THREAT
+                exchange.error = f"prompt threat detected (rule: {found})"
+                return moderation.threat_answer(exchange.id, rule=found)
+        if directives.moderations and await self._flagged(exchange, call, content):
+            exchange.error = "the prompt was flagged by the moderation endpoint"
+            return moderation.flagged_answer(exchange.id)
+        return None
+
+    async def _threat(self, exchange: Exchange, text: str, directives: Directives) -> str | None:
+        try:
+            rules = await _in_thread(self._load_rules)
+        except ValueError as e:
+            exchange.warnings.append(f"Helicone-LLM-Security-Enabled: {e}; prompts are not checked")
+            return None
+        if rules is None:
+            exchange.warnings.append(security.NOT_CONFIGURED)
+            return None
+        found: str | None = await _in_thread(
+            partial(security.threat, rules, text, advanced=directives.security_advanced)
+        )
+        return found
+
+    def _load_rules(self) -> security.Rules | None:
+        path = self._home / security.RULES_NAME
+        try:
+            changed = path.stat().st_mtime
+        except OSError:
+            return None
+        if changed != self._rules[0]:
+            self._rules = (changed, security.load_rules(self._home))
+        return self._rules[1]
+
+    async def _flagged(self, exchange: Exchange, call: Call, content: Any) -> bool:
+        """Ask the moderation endpoint with the client's own headers; an endpoint that fails lets the call pass."""
+        sent = moderation.moderation_body(content)
+        dropped = ("content-length", "transfer-encoding", "host", "connection", "accept-encoding", "content-encoding")
+        headers = [(n, v) for n, v in call.headers if n.lower() not in dropped]
+        side = exchange.side_call("/v1/moderations", "openai_moderation", sent, time.time(), time.perf_counter())
+        try:
+            status, body = await _in_thread(self._fetch, moderation.MODERATION_URL, headers, sent)
+        except OSError as e:
+            side.aborted, side.error = "upstream", str(e)
+            exchange.warnings.append(f"Helicone-Moderations-Enabled: the endpoint failed ({e}); the prompt passed")
+            status, body = 0, b""
+        else:
+            side.status, side.chunks, side.size_response = status, [body], len(body)
+            side.response_headers = ((b"content-type", b"application/json"),)
+        side.ended = time.perf_counter()
+        side.finished = True
+        self.side_calls(side)
+        return moderation.is_flagged(status, body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    model: str | None = None
+    user: str | None = None
+
+
+def _body_facts(body: bytes) -> _Facts:
+    try:
+        value = json.loads(body)
+        model, user = value.get("model"), value.get("user")
+    except (ValueError, RecursionError, AttributeError):
+        return _Facts()
+    return _Facts(model if isinstance(model, str) else None, user if isinstance(user, str) else None)
+
+
+@lru_cache(maxsize=256)
+def _policy(raw: str) -> Policy:
+    return ratelimit.parse_policy(raw)
+
+
+async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *args)

@@ -1,0 +1,148 @@
+"""Whose call a request is, and where it is really to be sent: a provider, a gateway target, our own API, or nobody's.
+
+Host tables are `hosts.py`'s; targets that a client names itself are checked by `policies.target` and `policies.ssrf`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from heliproxy import hosts
+from heliproxy.directives import Directives
+from heliproxy.hosts import Route
+from heliproxy.policies import target as named
+from heliproxy.policies.answers import Answer, DirectiveError, json_answer, text_answer
+
+_KEY_SEGMENT = re.compile(r"^/((?:sk|pk)-helicone[^/?#]*)")
+_SERVED_HERE = re.compile(r"^/(?:healthcheck|helicone/test|v1/feedback)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a request goes. `kind`: "provider", "gateway" (fallbacks wanted), "ai-gateway", "api" (served here),
+    or "refused" (`answer` says why)."""
+
+    kind: str
+    route: Route
+    scheme: str = "https"
+    host: str = ""
+    port: int = 443
+    path: str = "/"
+    guarded: bool = False
+    """The client named the host itself: only public addresses may be dialled."""
+    answer: Answer | None = None
+
+
+def split_key(path: str) -> tuple[str, str | None]:
+    """The path without a Helicone key as its first segment, and that key (section 1 of the contract)."""
+    found = _KEY_SEGMENT.match(path)
+    if found is None:
+        return path, None
+    rest = path[found.end() :]
+    return (rest if rest.startswith("/") else f"/{rest}"), found.group(1)
+
+
+def of_provider(method: str, host: str, path: str) -> Destination | None:
+    """A request to a provider's own host; None when the host is none we know."""
+    route = hosts.route(method, host, path)
+    return None if route is None else Destination("provider", route, host=host, path=path)
+
+
+def of_helicone(method: str, host: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
+    """A request to one of Helicone's hosts."""
+    if _SERVED_HERE.match(path.partition("?")[0]):
+        return Destination("api", _nobody(host, path), path=path)
+    found = hosts.helicone_target(host, path)
+    if found is None:
+        label = host.partition(".")[0]
+        return _refused(host, path, 500, f"Could not determine worker type: no provider is known for '{label}'")
+    return _of_target(method, host, found, directives, allowed)
+
+
+def of_own_port(method: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
+    """A request to the proxy port itself, in base-URL style; what is no gateway path is the API's."""
+    found = hosts.gateway_target(path)
+    if found is None or _SERVED_HERE.match(found.path.partition("?")[0]):
+        return Destination("api", _nobody("", path), path=path if found is None else found.path)
+    return _of_target(method, "", found, directives, allowed)
+
+
+def _of_target(
+    method: str, host: str, found: hosts.Target, directives: Directives, allowed: Collection[str]
+) -> Destination:
+    if found.kind == "api":
+        return Destination("api", _nobody(host, found.path), path=found.path)
+    if found.kind == "generate":
+        return _refused(host, found.path, 501, "the generate API is not served; send the prompt's messages themselves")
+    if found.kind == "ai-gateway":
+        return _ai_gateway(method, found.path)
+    if found.kind == "gateway":
+        return _gateway(method, found.path, directives, allowed)
+    route = hosts.route(method, found.host, found.path) or _nobody(found.host, found.path)
+    scheme = "http" if found.port in hosts.LOCAL_PORTS else "https"
+    return Destination("provider", route, scheme, found.host, found.port, found.path)
+
+
+def _ai_gateway(method: str, path: str) -> Destination:
+    if method == "GET" and path.partition("?")[0].rstrip("/") == "/v1/models":
+        return Destination("api", _nobody("ai-gateway.helicone.ai", path), path=path)
+    if method != "POST":
+        answer = text_answer(405, "Method not allowed")
+        answer = replace(answer, headers=(*answer.headers, ("Allow", "POST, GET")))
+        return Destination("refused", _nobody("ai-gateway.helicone.ai", path), answer=answer, path=path)
+    route = replace(route_by_path(method, path), provider="ai-gateway", host="ai-gateway.helicone.ai")
+    return Destination("ai-gateway", route, path=path)
+
+
+def _gateway(method: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
+    if directives.fallbacks:
+        route = replace(route_by_path(method, path), provider="gateway", host="gateway.helicone.ai")
+        return Destination("gateway", route, path=path)
+    try:
+        origin = named.gateway_origin(directives, allowed)
+    except DirectiveError as e:
+        return Destination("refused", _nobody("gateway.helicone.ai", path), answer=e.answer, path=path)
+    return to_origin(method, origin, path, allowed)
+
+
+def overridden(destination: Destination, method: str, directives: Directives, allowed: Collection[str]) -> Destination:
+    """The destination with `Helicone-OpenAI-Api-Base` or `Helicone-Target-URL` honoured on a provider's host."""
+    if directives.target_url is None and directives.openai_api_base is None:
+        return destination
+    try:
+        origin = named.base_override(directives, allowed)
+    except DirectiveError as e:
+        return replace(destination, kind="refused", answer=e.answer)
+    if origin is None:
+        return destination
+    return to_origin(method, origin, destination.path, allowed)
+
+
+def to_origin(method: str, origin: named.Origin, path: str, allowed: Collection[str]) -> Destination:
+    """A destination at a host named by the client: priced as its provider when we know it, guarded when we do not."""
+    route = hosts.route(method, origin.host, path)
+    known = route is not None and hosts.provider_for_host(origin.host) not in (None, "local")
+    if route is None:
+        provider = str(origin)
+        route = replace(route_by_path(method, path), provider=provider, host=origin.host, price_provider=None)
+    guarded = not known and origin.host not in allowed and f"{origin.host}:{origin.port}" not in allowed
+    return Destination("provider", route, origin.scheme, origin.host, origin.port, path, guarded)
+
+
+def route_by_path(method: str, path: str) -> Route:
+    """What a request is by its path alone, for hosts no table knows."""
+    found = hosts.route(method, "localhost", path)
+    if found is None:
+        return Route("unknown", "", "", None, inference=method.upper() == "POST")
+    return found
+
+
+def _nobody(host: str, path: str) -> Route:
+    return Route("helicone", host, "", None, inference=False)
+
+
+def _refused(host: str, path: str, status: int, message: str) -> Destination:
+    answer = json_answer(status, {"error": message}, reason="no_such_host")
+    return Destination("refused", _nobody(host, path), answer=answer, path=path)
