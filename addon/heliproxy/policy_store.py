@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "state.db"
-BUSY_S = 5.0
+BUSY_S = 10.0
 SCHEMA_VERSION = 1
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS cache (
@@ -142,7 +142,7 @@ class StateFile:
         make_private_file(self.path)
         conn = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
         try:
-            _set_up(conn)
+            _set_up_patiently(conn)
         except BaseException:
             conn.close()
             raise
@@ -156,6 +156,24 @@ class StateFile:
         except OSError:
             return None
         return (stat.st_dev, stat.st_ino)
+
+
+def _set_up_patiently(conn: sqlite3.Connection) -> None:
+    """Set up, again and again while another process is doing the same.
+
+    SQLite does not wait when two connections turn a new file to WAL at once: one of them gets BUSY on the spot, and
+    a limiter that cannot open its file would let a call pass that must not.
+    """
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return _set_up(conn)
+        except sqlite3.OperationalError as e:
+            if getattr(e, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            if conn.in_transaction:
+                conn.execute("ROLLBACK")
+            time.sleep(0.005)
 
 
 def _set_up(conn: sqlite3.Connection) -> None:
@@ -244,7 +262,7 @@ class CacheStore:
                 index = next((i for i in range(bucket) if i not in taken), None)
                 if index is None:
                     return None
-                conn.execute(_PUT_ENTRY, _columns(key, index, expires, now_s, entry))
+                conn.execute(_PUT_ENTRY, _columns(key, index, expires, entry))
                 self._saves += 1
                 if self._saves % _PURGE_EVERY == 1:
                     _purge(conn, now_s, self._disk_bytes)
@@ -289,10 +307,10 @@ class CacheStore:
                 self._memory[(key, index)] = (expires, entry)
 
 
-def _columns(key: bytes, index: int, expires: float, now_s: float, entry: CacheEntry) -> tuple[Any, ...]:
+def _columns(key: bytes, index: int, expires: float, entry: CacheEntry) -> tuple[Any, ...]:
     headers, usage = json.dumps(entry.headers), json.dumps(dict(entry.usage), default=str)
     return (
-        *(key, index, now_s, expires, entry.size, entry.status, headers, entry.latency_ms),
+        *(key, index, entry.created_at, expires, entry.size, entry.status, headers, entry.latency_ms),
         *(entry.request_id, entry.cost_usd, usage, entry.body),
     )
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class CacheEntry:
         return len(self.body) + sum(len(n) + len(v) for n, v in self.headers) + 512
 
 
+@lru_cache(maxsize=1024)
 def is_credential(name: str) -> bool:
     """Whether a lower-case header name carries a credential (`xi-api-key`, `x-auth-token`, ...)."""
     return bool(_CREDENTIAL.search(name)) and name not in _NO_CREDENTIAL

@@ -1,0 +1,429 @@
+"""state.db: what survives restarts, kills and other processes (issue 3, "It holds when" 3 and 4)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from heliproxy.policies.budget import Spender, make_budget
+from heliproxy.policies.cache import CacheEntry
+from heliproxy.policies.ratelimit import parse_policy
+from heliproxy.policy_store import BudgetStore, CacheStore, LimitStore, StateFile, steady_clock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEY = b"k" * 32
+POLICY = parse_policy("10;w=60")
+NOW = datetime(2026, 3, 19, 15, 30, tzinfo=UTC)
+SOURCE = str(Path(__file__).resolve().parents[1] / "addon")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[StateFile]:
+    found = StateFile(tmp_path / "home" / "state.db")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def other(state: StateFile) -> Iterator[StateFile]:
+    """The same file as another process sees it."""
+    found = StateFile(state.path)
+    yield found
+    found.close()
+
+
+def entry(name: str, size: int = 10, created: float = 1000.0) -> CacheEntry:
+    body = name.encode().ljust(size, b"\xff")
+    return CacheEntry(
+        200, (("content-type", "text/event-stream"), ("x", "ü")), body, 12.5, created, name, 0.25, {"a": 1}
+    )
+
+
+def test_file_is_private(state: StateFile) -> None:
+    LimitStore(state).take("b", POLICY, 0.0)
+    assert state.path.stat().st_mode & 0o777 == 0o600
+    assert state.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+
+def test_entry_comes_back_from_memory_and_from_disk(state: StateFile, other: StateFile) -> None:
+    mine, theirs = CacheStore(state), CacheStore(other)
+    assert mine.lookup_memory(KEY, 1, 0.0) is None
+    assert mine.lookup_disk(KEY, 1, 0.0) == [None]
+    assert mine.save(KEY, 1, entry("a"), 60, 0.0) == 0
+    assert mine.lookup_memory(KEY, 1, 0.0) == [entry("a")]
+    assert theirs.lookup_memory(KEY, 1, 0.0) is None
+    assert theirs.lookup_disk(KEY, 1, 0.0) == [entry("a")]
+    assert theirs.lookup_memory(KEY, 1, 0.0) == [entry("a")]
+
+
+def test_bucket_fills_from_the_first_free_place_and_replaces_nothing(state: StateFile, other: StateFile) -> None:
+    mine, theirs = CacheStore(state), CacheStore(other)
+    assert mine.save(KEY, 2, entry("a"), 60, 0.0) == 0
+    assert mine.lookup_memory(KEY, 2, 0.0) is None
+    assert mine.lookup_disk(KEY, 2, 0.0) == [entry("a"), None]
+    assert theirs.save(KEY, 2, entry("b"), 60, 0.0) == 1
+    assert mine.save(KEY, 2, entry("c"), 60, 0.0) is None
+    assert mine.lookup_disk(KEY, 2, 0.0) == [entry("a"), entry("b")]
+
+
+def test_entry_expires_by_the_wall_clock(state: StateFile) -> None:
+    store = CacheStore(state)
+    store.save(KEY, 1, entry("a"), 60, 1000.0)
+    assert store.lookup_memory(KEY, 1, 1059.0) == [entry("a")]
+    assert store.lookup_memory(KEY, 1, 1060.0) is None
+    assert store.lookup_disk(KEY, 1, 1060.0) == [None]
+    assert store.save(KEY, 1, entry("b"), 60, 1060.0) == 0
+    assert store.lookup_disk(KEY, 1, 1061.0) == [entry("b")]
+
+
+@pytest.mark.parametrize(("bucket", "ttl"), [(1, 0), (0, 60), (-3, 60)])
+def test_nothing_is_saved_without_a_place_or_a_life(state: StateFile, bucket: int, ttl: int) -> None:
+    store = CacheStore(state)
+    assert store.save(KEY, bucket, entry("a"), ttl, 0.0) is None
+    assert store.lookup_disk(KEY, 1, 0.0) == [None]
+
+
+def test_memory_is_bounded_and_disk_still_answers(state: StateFile) -> None:
+    store = CacheStore(state, memory_bytes=3000)
+    for name in "abcde":
+        store.save(name.encode(), 1, entry(name, 500), 60, 0.0)
+    store.save(b"big", 1, entry("big", 5000), 60, 0.0)
+    assert [store.lookup_memory(n.encode(), 1, 0.0) is not None for n in "abcde"] == [False, False, False, True, True]
+    assert store.lookup_memory(b"big", 1, 0.0) is None
+    assert store.lookup_disk(b"a", 1, 0.0) == [entry("a", 500)]
+    assert store.lookup_disk(b"big", 1, 0.0) == [entry("big", 5000)]
+
+
+def test_purge_removes_expired_then_oldest(state: StateFile) -> None:
+    store = CacheStore(state, disk_bytes=5000)
+    for i in range(10):
+        store.save(bytes([i]), 1, entry(str(i), 500, float(i)), 60 if i else 1, float(i))
+    store.purge(20.0)
+    stats = store.stats(20.0)
+    assert stats["bytes"] <= 4500
+    assert (stats["expired"], stats["newest"]) == (0, 9.0)
+    assert store.lookup_disk(bytes([1]), 1, 20.0) == [None]
+    assert store.lookup_disk(bytes([9]), 1, 20.0) == [entry("9", 500, 9.0)]
+
+
+def test_clear_reaches_the_memory_of_other_processes(state: StateFile, other: StateFile) -> None:
+    mine, theirs = CacheStore(state), CacheStore(other)
+    mine.save(KEY, 1, entry("a"), 60, 0.0)
+    assert theirs.clear() == 1
+    assert mine.lookup_memory(KEY, 1, 0.0) is None
+    assert mine.lookup_disk(KEY, 1, 0.0) == [None]
+
+
+def test_stats(state: StateFile) -> None:
+    store = CacheStore(state)
+    store.save(KEY, 2, entry("a", created=5.0), 60, 5.0)
+    store.save(KEY, 2, entry("b", created=6.0), 10, 6.0)
+    stats = store.stats(20.0)
+    assert (stats["entries"], stats["expired"], stats["keys"]) == (1, 1, 1)
+    assert (stats["oldest"], stats["newest"]) == (5.0, 6.0)
+
+
+def test_unreadable_file_is_a_miss_and_never_raises(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(b"this is no database" * 100)
+    state = StateFile(path)
+    store = CacheStore(state)
+    assert store.lookup_disk(KEY, 1, 0.0) == [None]
+    assert store.save(KEY, 1, entry("a"), 60, 0.0) is None
+    decision = LimitStore(state).take("b", POLICY, 0.0)
+    assert decision.allowed
+    assert "limiter failed" in decision.warning
+    state.close()
+
+
+def test_file_of_a_newer_version_is_left_alone(state: StateFile) -> None:
+    state.path.parent.mkdir()
+    conn = sqlite3.connect(state.path)
+    conn.execute("PRAGMA user_version = 99")
+    conn.close()
+    assert CacheStore(state).save(KEY, 1, entry("a"), 60, 0.0) is None
+
+
+def test_home_that_was_deleted_is_made_again(state: StateFile) -> None:
+    store = CacheStore(state)
+    store.save(KEY, 1, entry("a"), 60, 0.0)
+    for file in state.path.parent.iterdir():
+        file.unlink()
+    assert store.lookup_disk(KEY, 1, 0.0) == [None]
+    assert store.save(KEY, 1, entry("b"), 60, 0.0) == 0
+
+
+# --- rate limits ------------------------------------------------------------------------------------------------------
+
+
+def test_bucket_survives_a_restart(state: StateFile, other: StateFile) -> None:
+    first, second = LimitStore(state), LimitStore(other)
+    assert [first.take("b", POLICY, 0.0).allowed for _ in range(7)] == [True] * 7
+    state.close()
+    assert [second.take("b", POLICY, 0.0).allowed for _ in range(4)] == [True, True, True, False]
+
+
+def test_buckets_are_apart(state: StateFile) -> None:
+    store = LimitStore(state)
+    one = parse_policy("1;w=60")
+    assert [store.take(b, one, 0.0).allowed for b in ("a", "b", "a")] == [True, True, False]
+
+
+def test_charge_in_cents(state: StateFile) -> None:
+    store = LimitStore(state)
+    cents = parse_policy("10;w=60;u=cents")
+    assert store.take("b", cents, 0.0).allowed
+    store.charge("b", cents, 25.0, 0.0)
+    assert not store.take("b", cents, 0.0).allowed
+    assert store.take("b", cents, 91.0).allowed
+
+
+def test_parallel_threads_get_exactly_the_quota(state: StateFile, other: StateFile) -> None:
+    stores = [LimitStore(state), LimitStore(other)]
+    with ThreadPoolExecutor(20) as pool:
+        results = list(pool.map(lambda i: stores[i % 2].take("b", POLICY, 0.0).allowed, range(100)))
+    assert sum(results) == 10
+
+
+def test_new_file_opened_by_many_at_once_still_limits_exactly(tmp_path: Path) -> None:
+    for attempt in range(5):
+        states = [StateFile(tmp_path / f"{attempt}.db") for _ in range(8)]
+        barrier = threading.Barrier(8)
+
+        def take(state: StateFile, barrier: threading.Barrier = barrier) -> int:
+            barrier.wait()
+            return sum(LimitStore(state).take("b", POLICY, 0.0).allowed for _ in range(2))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(take, states)) == 10
+        for state in states:
+            state.close()
+
+
+TAKER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from heliproxy.policies.ratelimit import parse_policy
+from heliproxy.policy_store import LimitStore, StateFile
+state = StateFile(Path(sys.argv[1]))
+store, policy = LimitStore(state), parse_policy("10;w=60")
+print("ready", flush=True)
+sys.stdin.readline()
+with ThreadPoolExecutor(10) as pool:
+    print(sum(pool.map(lambda i: store.take("b", policy, 0.0).allowed, range(50))), flush=True)
+state.close()
+"""
+
+
+def spawn(code: str, path: Path) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": SOURCE}
+    command = [sys.executable, "-c", code, str(path)]
+    return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_get_exactly_the_quota_together(tmp_path: Path) -> None:
+    children = [spawn(TAKER, tmp_path / "state.db") for _ in range(2)]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+    assert sum(int(child.communicate(timeout=60)[0]) for child in children) == 10
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from heliproxy.policies.cache import CacheEntry
+from heliproxy.policies.ratelimit import parse_policy
+from heliproxy.policy_store import CacheStore, LimitStore, StateFile
+state = StateFile(Path(sys.argv[1]))
+for _ in range(7):
+    LimitStore(state).take("b", parse_policy("10;w=60"), 0.0)
+CacheStore(state).save(b"k" * 32, 1, CacheEntry(200, (), b"body", 1.0, 0.0, "id"), 60, 0.0)
+with state.writing() as conn:
+    conn.execute("DELETE FROM buckets")
+    print("in a transaction", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_killed_process_leaves_a_right_file(tmp_path: Path) -> None:
+    child = spawn(KILLED, tmp_path / "state.db")
+    assert child.stdout is not None
+    assert child.stdout.readline() == "in a transaction\n"
+    child.send_signal(signal.SIGKILL)
+    child.communicate(timeout=60)
+    state = StateFile(tmp_path / "state.db")
+    assert [LimitStore(state).take("b", POLICY, 0.0).allowed for _ in range(4)] == [True, True, True, False]
+    (found,) = CacheStore(state).lookup_disk(KEY, 1, 0.0)
+    assert found is not None
+    assert found.body == b"body"
+    state.close()
+
+
+def test_steady_clock_never_steps_back() -> None:
+    clock = steady_clock()
+    first = clock()
+    assert first <= clock()
+    assert abs(first - datetime.now(UTC).timestamp()) < 5
+
+
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def log_with(path: Path, rows: list[tuple[str, str, str, float | None]]) -> Path:
+    """A log with (id, created_at, user, cost) and for each a property team = `t-<user>`."""
+    conn = sqlite3.connect(path)
+    conn.executescript(
+        "CREATE TABLE IF NOT EXISTS requests (id PRIMARY KEY, created_at, user_id, session_id, model, cost_usd);"
+        "CREATE TABLE IF NOT EXISTS properties (request_id, key, value, PRIMARY KEY (request_id, key));"
+    )
+    for request_id, created_at, user, cost in rows:
+        conn.execute("INSERT INTO requests VALUES (?, ?, ?, 's', 'm', ?)", (request_id, created_at, user, cost))
+        conn.execute("INSERT INTO properties VALUES (?, 'Team', ?)", (request_id, f"t-{user}"))
+    conn.commit()
+    conn.close()
+    return path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return log_with(
+        tmp_path / "heliproxy.db",
+        [
+            ("1", "2026-03-19T10:00:00.000Z", "ann", 3.0),
+            ("2", "2026-03-19T11:00:00.000Z", "bob", 1.0),
+            ("3", "2026-03-19T11:00:00.000Z", "bob", None),
+            ("4", "2026-03-18T23:59:59.999Z", "bob", 50.0),
+            ("5", "2026-02-01T00:00:00.000Z", "ann", 500.0),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("amount", "per", "by", "spender", "spent"),
+    [
+        (4, "day", None, Spender(), 4.0),
+        (5, "day", None, Spender(), None),
+        (50, "week", None, Spender(), 54.0),
+        (60, "month", None, Spender(), None),
+        (3, "day", "user", Spender(user="ann"), 3.0),
+        (3, "day", "user", Spender(user="bob"), None),
+        (0.5, "day", "user", Spender(user="eve"), None),
+        (0, "day", "user", Spender(), None),
+        (4, "day", "model", Spender(model="m"), 4.0),
+        (4, "day", "session", Spender(session="s"), 4.0),
+        (3, "day", "property:team", Spender(properties={"team": "t-ann"}), 3.0),
+    ],
+)
+def test_spent_is_read_from_the_log(
+    state: StateFile, log: Path, amount: float, per: str, by: str | None, spender: Spender, spent: float | None
+) -> None:
+    store = BudgetStore(state, log)
+    store.set(make_budget(amount, per, by, "block"), NOW)
+    found = store.decide(spender, NOW)
+    assert (found.spent_usd if found else None) == spent
+
+
+def test_costs_count_before_they_are_in_the_log(state: StateFile, log: Path) -> None:
+    store = BudgetStore(state, log)
+    store.set(make_budget(5, "day"), NOW)
+    assert store.decide(Spender(), NOW) is None
+    store.add(Spender(), 0.5, NOW)
+    store.add(Spender(), None, NOW)
+    assert store.decide(Spender(), NOW) is None
+    store.add(Spender(), 0.5, NOW)
+    found = store.decide(Spender(), NOW)
+    assert found is not None
+    assert found.spent_usd == 5.0
+
+
+def test_new_period_begins_at_zero(state: StateFile, log: Path) -> None:
+    store = BudgetStore(state, log)
+    store.set(make_budget(1, "day"), NOW)
+    assert store.decide(Spender(), NOW) is not None
+    assert store.decide(Spender(), NOW + timedelta(days=1)) is None
+
+
+def test_budgets_survive_and_changes_are_seen_by_running_processes(
+    state: StateFile, other: StateFile, log: Path
+) -> None:
+    running, command = BudgetStore(state, log), BudgetStore(other, log)
+    assert running.active()  # not read yet
+    assert running.decide(Spender(), NOW) is None
+    assert not running.active()
+    command.set(make_budget(1, "day", None, "block"), NOW)
+    assert running.active()
+    found = running.decide(Spender(), NOW)
+    assert found is not None
+    assert found.budget.action == "block"
+    command.set(make_budget(2, "day", None, "warn"), NOW)
+    assert [b.amount_usd for b in running.all()] == [2.0]
+    assert command.remove("day") is True
+    assert command.remove("day") is False
+    assert running.decide(Spender(), NOW) is None
+
+
+def test_states_list_every_value(state: StateFile, log: Path) -> None:
+    store = BudgetStore(state, log)
+    store.set(make_budget(2, "day", "user"), NOW)
+    store.set(make_budget(100, "month"), NOW)
+    assert [(s.budget.name, s.value, s.spent_usd, s.over) for s in store.states(NOW)] == [
+        ("day:user", "ann", 3.0, True),
+        ("month", "", 54.0, False),
+        ("day:user", "bob", 1.0, False),
+    ]
+
+
+def test_no_log_means_nothing_spent(state: StateFile, tmp_path: Path) -> None:
+    store = BudgetStore(state, tmp_path / "absent.db")
+    store.set(make_budget(1, "day"), NOW)
+    assert store.decide(Spender(), NOW) is None
+    assert [s.spent_usd for s in store.states(NOW)] == [0.0]
+    assert not (tmp_path / "absent.db").exists()
+
+
+def test_unreadable_log_lets_calls_pass(state: StateFile, tmp_path: Path) -> None:
+    (tmp_path / "bad.db").write_bytes(b"not a database" * 100)
+    store = BudgetStore(state, tmp_path / "bad.db")
+    store.set(make_budget(0, "day", None, "block"), NOW)
+    assert store.decide(Spender(), NOW) is None
+
+
+def test_one_store_serves_many_threads(state: StateFile) -> None:
+    store = CacheStore(state)
+    errors: list[BaseException] = []
+
+    def work(n: int) -> None:
+        try:
+            for i in range(20):
+                store.save(bytes([n, i]), 1, entry("x"), 60, 0.0)
+                assert store.lookup_disk(bytes([n, i]), 1, 0.0) != [None]
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
