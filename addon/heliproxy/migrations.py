@@ -125,11 +125,18 @@ M001 = (
         response_headers TEXT
     )
     """,
-    "CREATE INDEX requests_created_at ON requests (created_at)",
-    # Partial: most rows have no user, session or run, and then pay nothing.
-    "CREATE INDEX requests_user ON requests (user_id, created_at) WHERE user_id IS NOT NULL",
-    "CREATE INDEX requests_session ON requests (session_id, created_at) WHERE session_id IS NOT NULL",
-    "CREATE INDEX requests_run ON requests (run_id, created_at) WHERE run_id IS NOT NULL",
+    # Everything `costs` reads, in time order: a report over a million rows reads 150 MB instead of the whole table.
+    # Ids and times grow together, so keeping it adds about 5 us a row.
+    """
+    CREATE INDEX requests_report ON requests (
+        created_at, provider, model, host, status, error_type, cache, usage_source, input_tokens, output_tokens,
+        cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd, saved_usd, latency_ms, user_id, session_id,
+        run_id, key_fingerprint
+    )
+    """,
+    # Partial: most rows have no session or run, and then pay nothing. One on user_id would cost more than it gains.
+    "CREATE INDEX requests_session ON requests (session_id) WHERE session_id IS NOT NULL",
+    "CREATE INDEX requests_run ON requests (run_id) WHERE run_id IS NOT NULL",
     # Helicone's table, for its SQL. Its prompt_tokens leave out cached and audio input, its completion_tokens leave out
     # reasoning and audio output; total_tokens is everything. Cost is an integer, USD * 1e9.
     """

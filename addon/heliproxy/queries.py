@@ -1,0 +1,624 @@
+"""What is asked of the database, by the command line, the REST API and the dashboard alike.
+
+Functions of an open connection (see `store.open_reader`); nothing here writes.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from heliproxy.bodies import Body, read_body
+from heliproxy.times import UNITS, buckets, label, stored_time
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator, Sequence
+
+Row = dict[str, Any]
+Key = tuple[str | int | float | None, ...]
+
+# A client that went away (-3) is "aborted", not an error; no status means still in flight.
+ERROR = "((r.status >= 400 OR r.status < 100 OR r.error_type IS NOT NULL) AND r.status <> -3)"
+# A failed call that reported no usage costs nothing; every other call without a price has an unknown cost.
+UNPRICED = (
+    "(r.cost_usd IS NULL AND r.status IS NOT NULL "
+    f"AND (NOT {ERROR} OR r.input_tokens IS NOT NULL OR r.output_tokens IS NOT NULL))"
+)
+
+DIMENSIONS = {
+    "model": "r.model",
+    "provider": "r.provider",
+    "user": "r.user_id",
+    "session": "r.session_id",
+    "host": "r.host",
+    "status": "r.status",
+    "run": "r.run_id",
+    "key": "r.key_fingerprint",
+    "prompt": "r.prompt_id",
+    "client": "r.client",
+}
+NAMED_DIMENSIONS = {
+    "property": "(SELECT p.value FROM properties p WHERE p.request_id = r.id AND p.key = ? COLLATE NOCASE LIMIT 1)",
+    "score": "(SELECT s.value FROM scores s WHERE s.request_id = r.id AND s.name = ? COLLATE NOCASE LIMIT 1)",
+}
+GROUP_FORMS = ", ".join((*DIMENSIONS, *UNITS, "property:NAME", "score:NAME"))
+
+STATUS_CONDITIONS = {
+    "ok": f"(r.status IS NOT NULL AND r.status <> -3 AND NOT {ERROR})",
+    "error": ERROR,
+    "cached": "r.cache = 'HIT'",
+    "aborted": "r.status = -3",
+    "timeout": "r.status = -2",
+    "incomplete": "r.status IS NULL",
+}
+STATUS_FORMS = ", ".join((*STATUS_CONDITIONS, "a code such as 429", "a class such as 5xx"))
+
+LATENCY_SAMPLE = 250_000
+"""Percentiles are exact up to twice this many rows; beyond, they come from every n-th row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which requests are meant. Several values of one field are alternatives; different fields must all hold.
+
+    Names match whole, `*` in them anything. `since` is inclusive, `until` exclusive; both are aware.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    models: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+    """Forms of `STATUS_FORMS`."""
+    properties: tuple[tuple[str, str], ...] = ()
+    """Pairs of name and value."""
+
+    def condition(self) -> tuple[str, list[Any]]:
+        """A condition on `requests r`, with its parameters. Raises ValueError for an unknown status form."""
+        terms: list[str] = []
+        values: list[Any] = []
+        for column, wanted in (
+            ("r.model", self.models),
+            ("r.provider", tuple(p.lower() for p in self.providers)),
+            ("r.user_id", self.users),
+            ("r.session_id", self.sessions),
+            ("r.host", tuple(h.lower() for h in self.hosts)),
+            ("r.run_id", self.runs),
+            ("r.key_fingerprint", self.keys),
+            ("r.prompt_id", self.prompts),
+        ):
+            if wanted:
+                terms.append(any_of(f"{column} {'GLOB' if '*' in name else '='} ?" for name in wanted))
+                # In GLOB, [ and ? are special too; we give a meaning to * only.
+                values += [n.replace("[", "[[]").replace("?", "[?]") if "*" in n else n for n in wanted]
+        if self.since is not None:
+            terms.append("r.created_at >= ?")
+            values.append(stored_time(self.since))
+        if self.until is not None:
+            terms.append("r.created_at < ?")
+            values.append(stored_time(self.until))
+        if self.statuses:
+            terms.append(any_of(map(status_condition, self.statuses)))
+        for name, value in self.properties:
+            terms.append(
+                "EXISTS (SELECT 1 FROM properties p WHERE p.request_id = r.id AND p.key = ? COLLATE NOCASE "
+                "AND p.value = ?)"
+            )
+            values += [name, value]
+        return " AND ".join(terms) or "1", values
+
+
+def any_of(terms: Iterable[str]) -> str:
+    return "(" + " OR ".join(terms) + ")"
+
+
+def status_condition(form: str) -> str:
+    """The condition for one of `STATUS_FORMS`. Raises ValueError."""
+    word = form.strip().lower()
+    if word in STATUS_CONDITIONS:
+        return STATUS_CONDITIONS[word]
+    if len(word) == 3 and word.endswith("xx") and word[0] in "12345":
+        return f"(r.status >= {word[0]}00 AND r.status < {word[0]}00 + 100)"
+    if word.removeprefix("-").isdecimal() and word.isascii() and len(word) <= 4:
+        return f"r.status = {int(word)}"
+    raise ValueError(f"unknown status {form!r}; expected {STATUS_FORMS}")
+
+
+# -- costs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one group of requests used and cost. None: nothing in the group reported it."""
+
+    key: Key
+    requests: int = 0
+    errors: int = 0
+    hits: int = 0
+    aborted: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost_usd: float | None = None
+    saved_usd: float | None = None
+    estimated: int = 0
+    """Requests whose tokens were estimated."""
+    unpriced: int = 0
+    """Requests whose cost is unknown."""
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
+
+    @property
+    def estimated_share(self) -> float:
+        return self.estimated / self.requests if self.requests else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A cost report: its lines in order, and the total of all groups, also of those that `top` cut off."""
+
+    by: tuple[str, ...]
+    lines: list[Line]
+    total: Line
+    groups: int
+
+
+# In the order of Line's fields from `requests` to `unpriced`.
+SUMS = f"""
+    count(*),
+    sum({ERROR}),
+    sum(r.cache IS 'HIT'),
+    sum(r.status IS -3),
+    sum(r.input_tokens),
+    sum(r.output_tokens),
+    sum(r.cache_read_tokens),
+    sum(r.cache_write_tokens),
+    sum(r.reasoning_tokens),
+    sum(r.cost_usd),
+    sum(r.saved_usd),
+    sum(r.usage_source IS 'estimated'),
+    sum({UNPRICED})
+"""
+COUNTS = (0, 1, 2, 3, 11, 12)
+
+SORTS = {
+    "cost": attrgetter("cost_usd"),
+    "saved": attrgetter("saved_usd"),
+    "requests": attrgetter("requests"),
+    "errors": attrgetter("errors"),
+    "hits": attrgetter("hits"),
+    "tokens": attrgetter("tokens"),
+    "input": attrgetter("input_tokens"),
+    "output": attrgetter("output_tokens"),
+    "cached": attrgetter("cache_read_tokens"),
+    "reasoning": attrgetter("reasoning_tokens"),
+    "p50": attrgetter("p50_ms"),
+    "p95": attrgetter("p95_ms"),
+    "unpriced": attrgetter("unpriced"),
+}
+
+
+class Tally:
+    """Sums up partial results of one group."""
+
+    __slots__ = ("latencies", "sums")
+
+    def __init__(self) -> None:
+        self.sums: list[Any] = [None] * 13
+        self.latencies: list[float] = []
+
+    def add(self, sums: Sequence[Any], latencies: str | None) -> None:
+        self.sums = [a if b is None else b if a is None else a + b for a, b in zip(self.sums, sums, strict=True)]
+        if latencies:
+            self.latencies += map(float, latencies.split(","))
+
+    def merge(self, other: Tally) -> None:
+        self.add(other.sums, None)
+        self.latencies += other.latencies
+
+    def line(self, key: Key) -> Line:
+        sums = list(self.sums)
+        for i in COUNTS:
+            sums[i] = sums[i] or 0
+        self.latencies.sort()
+        sums += [percentile(self.latencies, 0.50), percentile(self.latencies, 0.95)]
+        return Line(key, *sums)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The value below which `share` of the sorted values lie, interpolated between neighbours; None without values."""
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def parse_group(text: str) -> str:
+    """Check and normalise the name of a group. Raises ValueError."""
+    head, colon, name = text.strip().partition(":")
+    head = head.lower()
+    if (head in NAMED_DIMENSIONS and name) or (not colon and (head in DIMENSIONS or head in UNITS)):
+        return head + colon + name
+    raise ValueError(f"cannot group by {text!r}; expected one of {GROUP_FORMS}")
+
+
+def costs(
+    conn: sqlite3.Connection,
+    by: Sequence[str] = ("model",),
+    filters: Filters | None = None,
+    *,
+    zone: tzinfo = UTC,
+    sort: str | None = None,
+    descending: bool = True,
+    top: int | None = None,
+) -> Costs:
+    """Requests, tokens and dollars by group; several groups nest. Times group by the calendar of `zone`.
+
+    `sort` is a key of `SORTS` or "name"; without it, groups of time come in order and others by cost, dearest first.
+    Raises ValueError for an unknown group or sort.
+    """
+    groups = tuple(map(parse_group, by))
+    if sort is not None and sort != "name" and sort not in SORTS:
+        raise ValueError(f"cannot sort by {sort!r}; expected one of name, {', '.join(SORTS)}")
+    with snapshot(conn):
+        tallies = tally(conn, groups, filters or Filters(), zone)
+    total = Tally()
+    for one in tallies.values():
+        total.merge(one)
+    lines = [one.line(key) for key, one in tallies.items()]
+    lines = arranged(lines, groups, sort, descending)
+    return Costs(groups, lines[:top], total.line(()), len(lines))
+
+
+@contextmanager
+def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
+    """Let all queries within see the same state, whatever is written meanwhile."""
+    if conn.in_transaction:
+        yield
+        return
+    conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        conn.execute("ROLLBACK")
+
+
+def tally(conn: sqlite3.Connection, by: tuple[str, ...], filters: Filters, zone: tzinfo) -> dict[Key, Tally]:
+    where, values = filters.condition()
+    units = [group for group in by if group in UNITS]
+    plain = [group for group in by if group not in UNITS]
+    selected, selected_values = dimension_columns(plain)
+    first, last, count = conn.execute(
+        f"SELECT min(r.created_at), max(r.created_at), count(*) FROM requests r WHERE {where}", values
+    ).fetchone()
+    tallies: dict[Key, Tally] = {}
+    if not count:
+        return tallies
+    step = max(1, count // LATENCY_SAMPLE)
+    latency = "r.latency_ms" if step == 1 else f"CASE WHEN r.rowid % {step} = 0 THEN r.latency_ms END"
+    places = [plain.index(group) if group in plain else None for group in by]
+    grouping = "GROUP BY " + ", ".join(str(i + 1) for i in range(len(plain))) if plain else ""
+    sql = f"SELECT {selected} {SUMS}, group_concat({latency}) FROM requests r WHERE {where}"
+    # One query for each calendar period: in time order along the index, no sorting, and any DST rule.
+    for begins, ends in time_ranges(units, first, last, zone):
+        labels = [label(group, begins, zone) if group in UNITS and begins else None for group in by]
+        bounds: list[Any] = []
+        condition = ""
+        if begins and ends:
+            condition = " AND r.created_at >= ? AND r.created_at < ?"
+            bounds = [stored_time(begins), stored_time(ends)]
+        for row in conn.execute(f"{sql}{condition} {grouping}", [*selected_values, *values, *bounds]):
+            if not row[len(plain)]:
+                continue
+            key = tuple(labels[i] if place is None else row[place] for i, place in enumerate(places))
+            tallies.setdefault(key, Tally()).add(row[len(plain) : -1], row[-1])
+    return tallies
+
+
+def dimension_columns(groups: Sequence[str]) -> tuple[str, list[str]]:
+    """The select list of some dimensions, each followed by a comma, and its parameters."""
+    columns = []
+    values = []
+    for group in groups:
+        head, _, name = group.partition(":")
+        columns.append(NAMED_DIMENSIONS[head] if name else DIMENSIONS[head])
+        values += [name] if name else []
+    return "".join(f"{column}, " for column in columns), values
+
+
+def time_ranges(
+    units: Sequence[str], first: str, last: str, zone: tzinfo
+) -> Iterable[tuple[datetime | None, datetime | None]]:
+    if not units:
+        return [(None, None)]
+    # Weeks and months do not nest; days lie in one of each.
+    unit = "hour" if "hour" in units else units[0] if len(set(units)) == 1 else "day"
+    return buckets(unit, datetime.fromisoformat(first), datetime.fromisoformat(last), zone)
+
+
+def arranged(lines: list[Line], by: tuple[str, ...], sort: str | None, descending: bool) -> list[Line]:
+    """Sort each level of the groups among its siblings: times by time unless a sort is asked for, others by `sort`."""
+    metric = SORTS.get(sort or "cost")
+    sizes: dict[Key, float] = {}
+    if metric is not None:
+        for line in lines:
+            value = metric(line)
+            for depth in range(1, len(by) + 1):
+                prefix = line.key[:depth]
+                # Percentiles do not add up: the highest one stands for the whole.
+                old = sizes.get(prefix, -1.0 if value is None else 0.0)
+                new = -1.0 if value is None else float(value)
+                sizes[prefix] = max(old, new) if sort in ("p50", "p95") or new < 0 else max(old, 0.0) + new
+
+    def place(line: Line) -> list[Any]:
+        order: list[Any] = []
+        for depth, group in enumerate(by, 1):
+            name = name_order(line.key[depth - 1])
+            if metric is None or (sort is None and group in UNITS):
+                order.append(name)
+            else:
+                size = sizes[line.key[:depth]]
+                order.append((-size if descending else size, name))
+        return order
+
+    # Names and times run upwards unless the other order was asked for by name.
+    return sorted(lines, key=place, reverse=metric is None and not descending)
+
+
+def name_order(value: str | float | None) -> tuple[int, float, str]:
+    if value is None:
+        return (2, 0.0, "")
+    return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
+
+
+# -- lists and single requests --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some requests, newest first unless asked otherwise; `next` goes into the call for the following ones."""
+
+    rows: list[Row]
+    next: tuple[str, str] | None = None
+
+
+def request_list(
+    conn: sqlite3.Connection,
+    filters: Filters | None = None,
+    *,
+    limit: int = 50,
+    after: tuple[str, str] | None = None,
+    oldest_first: bool = False,
+) -> Page:
+    """One page of requests with all their columns and `properties`. `after` is the `next` of the page before."""
+    where, values = (filters or Filters()).condition()
+    order, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
+    if after is not None:
+        where += f" AND (r.created_at, r.id) {beyond} (?, ?)"
+        values += after
+    rows = fetch_rows(
+        conn,
+        f"SELECT r.* FROM requests r WHERE {where} ORDER BY r.created_at {order}, r.id {order} LIMIT ?",
+        [*values, limit + 1],
+    )
+    more = len(rows) > limit
+    rows = rows[:limit]
+    add_properties(conn, rows)
+    return Page(rows, (rows[-1]["created_at"], rows[-1]["id"]) if more and rows else None)
+
+
+def request_count(conn: sqlite3.Connection, filters: Filters | None = None) -> int:
+    where, values = (filters or Filters()).condition()
+    count: int = conn.execute(f"SELECT count(*) FROM requests r WHERE {where}", values).fetchone()[0]
+    return count
+
+
+def fetch_rows(conn: sqlite3.Connection, sql: str, values: Sequence[Any]) -> list[Row]:
+    cursor = conn.execute(sql, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def add_properties(conn: sqlite3.Connection, rows: list[Row]) -> None:
+    """Give each row its `properties`, a mapping."""
+    by_id: dict[str, Row] = {row["id"]: row for row in rows}
+    for row in rows:
+        row["properties"] = {}
+    ids = list(by_id)
+    for i in range(0, len(ids), 500):
+        part = ids[i : i + 500]
+        marks = ", ".join("?" * len(part))
+        for request_id, key, value in conn.execute(
+            f"SELECT request_id, key, value FROM properties WHERE request_id IN ({marks}) ORDER BY request_id, key",
+            part,
+        ):
+            by_id[request_id]["properties"][key] = value
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One request with everything known about it."""
+
+    row: Row
+    properties: dict[str, str]
+    scores: dict[str, float]
+    feedback: list[Row]
+    attempts: list[Row]
+    body: Body | None
+
+
+def find_ids(conn: sqlite3.Connection, text: str, limit: int = 5) -> list[str]:
+    """Ids that begin or end with `text`, newest first. Ids made close together begin alike, so the end is handy."""
+    word = text.strip().lower()
+    if not word:
+        return []
+    exact = conn.execute("SELECT id FROM requests WHERE id IN (?, ?)", (text.strip(), word)).fetchone()
+    if exact:
+        return [exact[0]]
+    found = conn.execute(
+        "SELECT id FROM requests WHERE (id >= ? AND id < ?) OR substr(id, ?) = ? ORDER BY id DESC LIMIT ?",
+        (word, word + "\U0010ffff", -len(word), word, limit),
+    )
+    return [row[0] for row in found]
+
+
+def request_detail(conn: sqlite3.Connection, request_id: str, *, body: bool = True) -> Detail | None:
+    """Everything about the request with this whole id; None when there is no such request."""
+    rows = fetch_rows(conn, "SELECT * FROM requests WHERE id = ?", (request_id,))
+    if not rows:
+        return None
+    one = (request_id,)
+    return Detail(
+        row=rows[0],
+        properties=dict(conn.execute("SELECT key, value FROM properties WHERE request_id = ? ORDER BY key", one)),
+        scores=dict(conn.execute("SELECT name, value FROM scores WHERE request_id = ? ORDER BY name", one)),
+        feedback=fetch_rows(
+            conn, "SELECT name, value, type, created_at FROM feedback WHERE request_id = ? ORDER BY name", one
+        ),
+        attempts=read_list(rows[0]["attempts_json"]),
+        body=read_body(conn, request_id) if body else None,
+    )
+
+
+def read_list(text: str | None) -> list[Row]:
+    try:
+        value = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+# -- sessions -------------------------------------------------------------------------------------------------------
+
+
+def session_list(
+    conn: sqlite3.Connection, filters: Filters | None = None, *, limit: int = 50, offset: int = 0, search: str = ""
+) -> list[Row]:
+    """Sessions, last used first: session_id, session_name, first_at, last_at, requests, errors, input_tokens,
+    output_tokens, cost_usd, saved_usd, unpriced, average latency_ms (of its requests), users.
+
+    `search` is a part of the id or the name, in any case.
+    """
+    where, values = (filters or Filters()).condition()
+    if search:
+        where += " AND (instr(lower(r.session_id), lower(?)) OR instr(lower(r.session_name), lower(?)))"
+        values += [search, search]
+    return fetch_rows(
+        conn,
+        f"""
+        SELECT r.session_id, r.session_name, min(r.created_at) AS first_at, max(r.created_at) AS last_at,
+               count(*) AS requests, coalesce(sum({ERROR}), 0) AS errors, sum(r.input_tokens) AS input_tokens,
+               sum(r.output_tokens) AS output_tokens, sum(r.cost_usd) AS cost_usd, sum(r.saved_usd) AS saved_usd,
+               sum({UNPRICED}) AS unpriced, avg(r.latency_ms) AS latency_ms, count(DISTINCT r.user_id) AS users
+        FROM requests r WHERE r.session_id IS NOT NULL AND {where}
+        GROUP BY r.session_id, r.session_name ORDER BY last_at DESC, r.session_id LIMIT ? OFFSET ?
+        """,
+        [*values, limit, offset],
+    )
+
+
+@dataclass(slots=True)
+class Node:
+    """One place in a session's tree: its path segment, the requests made there, and what lies below."""
+
+    name: str
+    requests: list[Row] = field(default_factory=list)
+    children: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """The known cost here and below; None when nothing is known."""
+        costs = [r["cost_usd"] for r in self.requests] + [c.cost_usd for c in self.children.values()]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if known else None
+
+
+def session_tree(conn: sqlite3.Connection, session_id: str) -> Node | None:
+    """The session's requests by their Helicone-Session-Path, oldest first; None when there is no such session."""
+    rows = fetch_rows(conn, "SELECT * FROM requests WHERE session_id = ? ORDER BY created_at, id", (session_id,))
+    if not rows:
+        return None
+    root = Node("/")
+    for row in rows:
+        node = root
+        for part in [p for p in (row["session_path"] or "").split("/") if p][:100]:
+            node = node.children.setdefault(part, Node(part))
+        node.requests.append(row)
+    return root
+
+
+# -- following ------------------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """Hands out finished requests as they are stored, each once. Starts after what is there now, less `last` rows."""
+
+    def __init__(self, conn: sqlite3.Connection, filters: Filters | None = None, *, last: int = 0) -> None:
+        self._conn = conn
+        self._filters = filters or Filters()
+        self._version: int | None = None
+        self._open: set[str] = set()
+        self._rowid: int = conn.execute("SELECT coalesce(max(rowid), 0) FROM requests").fetchone()[0]
+        where, values = self._filters.condition()
+        sql = (
+            f"SELECT r.rowid, r.* FROM requests r WHERE {where} AND r.status IS NOT NULL ORDER BY r.rowid DESC LIMIT ?"
+        )
+        self._first = fetch_rows(conn, sql, [*values, last])[::-1] if last else []
+        self._watch("SELECT id FROM requests WHERE incomplete = 1 AND created_at > ?", [self._recent()])
+
+    def _recent(self) -> str:
+        # A row left open by a process that died is no longer waited for after a day.
+        newest = self._conn.execute("SELECT max(created_at) FROM requests").fetchone()[0]
+        return "" if newest is None else self._conn.execute("SELECT date(?, '-1 day')", (newest,)).fetchone()[0] or ""
+
+    def _watch(self, sql: str, values: Sequence[Any]) -> None:
+        self._open |= {row[0] for row in self._conn.execute(sql, values)}
+
+    def poll(self) -> list[Row]:
+        """Requests finished since the last call, in the order they were stored. Cheap when nothing was written."""
+        rows, self._first = self._first, []
+        version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._version = version
+            rows += self._news()
+        add_properties(self._conn, rows)
+        return rows
+
+    def _news(self) -> list[Row]:
+        where, values = self._filters.condition()
+        newest = self._conn.execute("SELECT coalesce(max(rowid), 0) FROM requests").fetchone()[0]
+        sql = f"SELECT r.* FROM requests r WHERE {where} AND r.incomplete IS NOT 1"
+        rows = []
+        waiting = sorted(self._open)
+        for i in range(0, len(waiting), 500):
+            part = waiting[i : i + 500]
+            marks = ", ".join("?" * len(part))
+            rows += fetch_rows(self._conn, f"{sql} AND r.id IN ({marks})", [*values, *part])
+        if waiting:
+            still = "SELECT id FROM requests WHERE incomplete = 1"
+            self._open &= {row[0] for row in self._conn.execute(still)}
+        rows += fetch_rows(
+            self._conn, f"{sql} AND r.rowid > ? AND r.rowid <= ? ORDER BY r.rowid", [*values, self._rowid, newest]
+        )
+        self._watch("SELECT id FROM requests WHERE rowid > ? AND rowid <= ? AND incomplete = 1", [self._rowid, newest])
+        self._rowid = max(self._rowid, newest)
+        return rows
