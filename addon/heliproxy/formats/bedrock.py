@@ -362,7 +362,7 @@ class PlainStream(StreamState):
     """Llama, Titan, Cohere, Mistral, AI21: text under one name or another."""
 
     def has_facts(self, data: bytes) -> bool:
-        return b"reason" in data or b"token_count" in data
+        return b"eason" in data or b"token_count" in data
 
     def facts(self, event: Json) -> None:
         reason = first_string(event, "stop_reason", "finish_reason", "completionReason")

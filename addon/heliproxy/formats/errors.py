@@ -119,7 +119,7 @@ def parse_error_body(body: bytes) -> Reply:
         fill_error(reply, found)
     elif found is None:
         text = body[: MAX_MESSAGE * 4].decode("utf-8", "replace").strip()
-        reply.error = clean(text[:MAX_MESSAGE]) or None
+        reply.error = clean(text[:MAX_MESSAGE]) if text not in ("", "null") else None
     # The HTTP status is known here; the body's idea of it says nothing new.
     reply.error_status = None
     return reply

@@ -7,10 +7,11 @@ out, and enums may come as numbers. Source: google-genai's types and recorded ex
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from heliproxy.exchange import Ask, Reply, StreamParser, Usage
+from heliproxy.exchange import Ask, Reply, Usage
 from heliproxy.formats.base import JsonFormat, take_error
 from heliproxy.formats.errors import fill_error
 from heliproxy.formats.output import PREVIEW_LIMIT, Output
@@ -21,18 +22,18 @@ from heliproxy.formats.reading import (
     clean,
     count,
     first_count,
-    load,
     load_object,
     objects,
     string,
     text_of,
     total,
 )
-from heliproxy.formats.streaming import StreamState, WholeBody
+from heliproxy.formats.streaming import StreamState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_DECODER = json.JSONDecoder()
 _MODALITIES = {1: "TEXT", 2: "IMAGE", 3: "VIDEO", 4: "AUDIO", 5: "DOCUMENT"}
 _TRAFFIC = {
     "ON_DEMAND": "standard",
@@ -218,28 +219,18 @@ class GenerateStream(StreamState):
 
 def array_items(body: bytes) -> tuple[list[bytes], bool]:
     """The items of a JSON array as JSON text, and whether the array is all there; a cut one gives its whole items."""
-    found = load(body)
-    if isinstance(found, list):
-        import json  # here only: re-encoding is the rare, whole-body case
-
-        return [json.dumps(item).encode() for item in objects(found)], True
-    return _scan_items(body.decode("utf-8", "replace")), False
-
-
-def _scan_items(text: str) -> list[bytes]:
-    import json
-
-    decoder = json.JSONDecoder()
+    text = body.decode("utf-8", "replace")
     items: list[bytes] = []
+    end = 0
     position = text.find("{")
     while position >= 0:
         try:
-            _, end = decoder.raw_decode(text, position)
+            _, end = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError):
-            break
+            return items, False
         items.append(text[position:end].encode())
         position = text.find("{", end)
-    return items
+    return items, text[end:].strip() == "]"
 
 
 class GeminiEmbed(JsonFormat):
@@ -413,8 +404,3 @@ class InteractionStream(StreamState):
         start = as_object(event.get("step")) or as_object(event.get("content"))
         if start.get("type") == "function_call":
             self.output.call(start.get("name"), None, ("call", index))
-
-
-def array_parser() -> StreamParser:
-    """A parser for the stream without `alt=sse`: one JSON array in pieces."""
-    return WholeBody(lambda body: GeminiGenerate().parse_response(body, {}))

@@ -82,6 +82,15 @@ class Output:
         self._texts.setdefault(voice, []).append(text[:room])
         self._size += len(text)
 
+    def snapshot(self) -> Output:
+        """A copy that can go on alone."""
+        twin = Output()
+        twin._texts = {voice: list(pieces) for voice, pieces in self._texts.items()}
+        twin._answer = list(self._answer)
+        twin._calls = list(self._calls)
+        twin._answer_size, twin._size, twin.tool_calls = self._answer_size, self._size, self.tool_calls
+        return twin
+
     def text(self) -> str:
         return clean("".join("".join(pieces) for pieces in self._texts.values()))
 

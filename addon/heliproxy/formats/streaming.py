@@ -8,7 +8,7 @@ Events that hold facts (usage, model, finish reason, errors) are recognised by a
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from heliproxy.exchange import Reply
 from heliproxy.formats.errors import fill_error
@@ -89,6 +89,14 @@ class StreamState:
             if event:
                 self.content(event)
 
+    def snapshot(self) -> Self:
+        """A copy that can go on alone. Subclasses replace their own values and never change them in place."""
+        twin = copy.copy(self)
+        twin.found = copy.copy(self.found)
+        twin.output = self.output.snapshot()
+        twin._pending = list(self._pending)
+        return twin
+
     def reply(self) -> Reply:
         reply = copy.copy(self.found)
         self._read_text(everything=not (reply.complete and self.usage_known()))
@@ -113,7 +121,7 @@ class EventParser:
         tail = self._splitter.tail()
         if tail:
             # The rest may still be completed by a later feed, so it is read into a copy.
-            state = copy.deepcopy(state)
+            state = state.snapshot()
             for name, event in tail:
                 state.take(name, event)
         return state.reply()
