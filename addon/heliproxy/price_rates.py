@@ -173,7 +173,8 @@ def _amount(value: float | None, most: float = _MAX_AMOUNT) -> float:
 def amounts_of(usage: Usage) -> Amounts:
     """What there is to bill, by unit. Only what is there, except that `input` and `output` stand when reported as 0.
 
-    Contradictory figures (161 cached of 10 read, as Azure reports for Grok) are clamped to the wider figure.
+    Contradictory figures are clamped to what is possible; cache reads beyond the input (161 of 10, as Azure reports for
+    Grok) do not count as such.
     """
     amounts: Amounts = {}
     _add_input(amounts, usage)
@@ -207,6 +208,8 @@ def _add_input(amounts: Amounts, usage: Usage) -> None:
     else:
         total = _amount(usage.input_tokens)
     amounts["input"] = total
+    if read > total:
+        read = 0.0  # a figure that cannot be true earns no discount
     if not (read or written or usage.input_audio_tokens or usage.input_image_tokens or usage.input_video_tokens):
         return
     read = min(read, total)

@@ -189,6 +189,10 @@ class PriceTable:
             return None
         return TableModel(provider.id, info, any(info is own for own in provider.models))
 
+    def entry(self, provider: Provider, info: ModelInfo) -> TableModel:
+        """One of a provider's own models."""
+        return TableModel(provider.id, info, own=True)
+
     def guess_provider(self, model: str) -> str | None:
         """The vendor a bare model name belongs to (`gpt-4o`: openai)."""
         for provider in self.providers:

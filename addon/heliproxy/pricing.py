@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TABLE_FILE = "prices.json"
-"""The updated price table in heliproxy's home."""
 STALE_DAYS = 45
 _MAX_NAME = 256
 _CACHED_MODELS = 4096
@@ -162,6 +160,25 @@ class Prices:
         except Exception:  # a price must never cost a row; the row says "unpriced" and the log says why
             logger.exception("no price for %r %r", provider, list(models)[:3])
             return None
+
+    def quotes(self, provider: str | None, model: str, at: datetime) -> list[tuple[str, str, str, str]]:
+        """Every price known for one model at one time, the one that counts first: source, id, edition, prices."""
+        from .price_update import describe_rates
+
+        at = _utc(at)
+        resolved = self._resolve(provider, (model,))
+        found = [
+            ("override", entry.price_id, self.overrides.version, entry.rates)
+            for entry in resolved.overrides
+            if entry.valid_from is None or entry.valid_from <= at
+        ]
+        found += [
+            ("genai-prices", entry.price_id, self.table.version, rates)
+            for entry in resolved.models
+            if (rates := entry.rates(at, _NO_CONTEXT)) is not None
+        ]
+        found += [("supplement", name, self.supplement.version, rates) for name, rates in resolved.supplement]
+        return [(source, name, version, describe_rates(rates)) for source, name, version, rates in found]
 
     def reload(self) -> None:
         """Read the user's files and the stored table again."""
@@ -359,13 +376,13 @@ def name_forms(model: str, *, exact: bool) -> list[str]:
 def load_table(home: Path | None) -> PriceTable:
     """The newest usable table: the stored one unless it is broken or older than the installed package's data."""
     from .price_table import load_bundled
-    from .price_update import read_stored
+    from .price_update import STORED_FILE, read_stored
 
     bundled = load_bundled()
     if home is None:
         return bundled
     try:
-        stored = read_stored(home / TABLE_FILE)
+        stored = read_stored(home / STORED_FILE)
     except (OSError, ValueError) as e:
         logger.warning("the stored price table is not used: %s", e)
         return bundled
