@@ -231,6 +231,14 @@ def test_spelling_of_the_host_does_not_matter(host: str) -> None:
     assert provider_for_host(host) == "openai"
 
 
+def test_a_host_the_user_added_is_read_by_its_paths() -> None:
+    found = hosts.custom_route("POST", "LLM.corp.example:8443", "/team/v1/chat/completions?x=1")
+    assert found is not None
+    assert (found.provider, found.format, found.price_provider) == ("llm.corp.example", "openai_chat", None)
+    assert hosts.custom_route("GET", "llm.corp.example", "/v1/chat/completions") is None
+    assert hosts.custom_route("POST", "llm.corp.example", "/v1/users") is None
+
+
 def test_batch_results_are_marked() -> None:
     found = route("GET", "api.anthropic.com", "/v1/messages/batches/msgbatch_1/results")
     assert found is not None

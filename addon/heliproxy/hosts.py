@@ -287,6 +287,19 @@ def route(method: str, host: str, path: str) -> Route | None:
     return Route(found.provider, found.host, "", found.price_provider, inference=False, batch=batch)
 
 
+def custom_route(method: str, host: str, path: str) -> Route | None:
+    """What a request to a host that the user added is, by its path alone; None when the path is no model call.
+
+    The provider is the host's own name, and no price data is tied to it.
+    """
+    name, _ = normal_host(host)
+    plain = re.sub(r"/{2,}", "/", path.partition("?")[0]).rstrip("/")
+    form = _format(_LOCAL_RULES, plain)
+    if form in (None, _NO) or method.upper() != "POST":
+        return None
+    return Route(name, name, form or "", None, inference=True, model=_model_in(plain))
+
+
 @lru_cache(maxsize=1024)
 def _route(host: str, path: str) -> Route | None:
     name, port = normal_host(host)

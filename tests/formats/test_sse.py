@@ -59,6 +59,13 @@ def test_a_line_that_is_too_long_is_skipped() -> None:
     assert found == [("", b"a"), ("", b"b")]
 
 
+def test_an_event_that_is_too_long_is_skipped_whole() -> None:
+    splitter = SseSplitter(limit=100)
+    long = b"data: " + b"x" * 200 + b"\n\n"
+    found = splitter.feed(b"\n" + long + b"data: b\n\n") + splitter.feed(long + b"data: c\n\n")
+    assert found == [("", b"b"), ("", b"c")]
+
+
 def test_lines_of_json_are_events() -> None:
     splitter = LineSplitter()
     assert splitter.feed(b'{"a":1}\r\n\n{"b"') == [("", b'{"a":1}')]
@@ -81,3 +88,21 @@ def test_cuts_change_nothing(pieces: list[bytes], cuts: list[int]) -> None:
         position += size
         index += 1
     assert found == events(stream)
+
+
+BLOCKS = [
+    b"data: a\n\n",
+    b"event: e\ndata: b\n\n",
+    b"data: c\ndata: d\n\n",
+    b": x\n\n",
+    b"\n",
+    b"data:f\n\n",
+    b"data: g",
+]
+
+
+@given(blocks=st.lists(st.sampled_from(BLOCKS), max_size=8), cut=st.integers(0, 60))
+def test_whole_events_are_cut_out_as_lines_would_be(blocks: list[bytes], cut: int) -> None:
+    stream = b"".join(blocks)
+    # A carriage return anywhere in a piece switches the short cut off.
+    assert events(b"\n", stream[:cut], stream[cut:]) == events(*(b"\n" + stream + b":\r").splitlines(keepends=True))

@@ -68,6 +68,11 @@ class _Lines:
             self._rest = []
             self._skipping = True
 
+    @property
+    def idle(self) -> bool:
+        """Whether the next byte begins a line."""
+        return not (self._rest or self._skipping or self._after_cr)
+
     def rest(self) -> bytes:
         return b"".join(self._rest)
 
@@ -86,13 +91,32 @@ class SseSplitter:
         self._start = True
 
     def feed(self, data: bytes) -> list[Event]:
+        events: list[Event] = []
+        if not (self._start or self._data or self._name) and self._lines.idle and b"\r" not in data:
+            # Between events, which is where most pieces begin: whole events are cut out without looking at lines.
+            blocks = data.split(b"\n\n")
+            data = blocks.pop()
+            for block in blocks:
+                self._block(block, events)
         lines = self._lines.feed(data)
-        if not lines:
-            return []
-        if self._start:
+        if lines and self._start:
             self._start = False
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-        events: list[Event] = []
+        self._take(lines, events)
+        return events
+
+    def _block(self, block: bytes, events: list[Event]) -> None:
+        """One event without its last two line ends."""
+        name = b""
+        data = block
+        if block.startswith(b"event: "):
+            name, _, data = block.partition(b"\n")
+        if data.startswith(b"data: ") and b"\n" not in data and len(data) <= self._limit:
+            events.append(Event(name[7:207].strip().decode("utf-8", "replace"), data[6:]))
+        else:
+            self._take([*block.split(b"\n"), b""], events)
+
+    def _take(self, lines: list[bytes], events: list[Event]) -> None:
         for line in lines:
             if line:
                 self._field(line)
@@ -100,7 +124,7 @@ class SseSplitter:
                 events.append(self._event())
             else:
                 self._name = ""
-        return events
+                self._size = 0
 
     def _field(self, line: bytes) -> None:
         if line.startswith(b"data:"):
