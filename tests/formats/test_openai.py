@@ -1,6 +1,7 @@
 """Chat, Responses and the smaller endpoints, on small bodies written by hand."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -211,6 +212,20 @@ def test_a_stream_without_usage_gives_all_its_text() -> None:
 )
 def test_a_stream_is_complete_when_it_says_so(events: list[Any], done: bool, complete: bool) -> None:
     assert parse("openai_chat", sse(*events, done=done) or b"data: \n\n").complete is complete
+
+
+def test_a_stream_of_hours_takes_little_memory() -> None:
+    piece = sse(chunk("word "), done=False) * 500
+    parser = CHAT.stream("text/event-stream")
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            parser.feed(piece)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 1024 * 1024
+    assert parser.result().text == "word " * 100_000
 
 
 def test_comments_and_keep_alives_are_skipped() -> None:

@@ -77,6 +77,7 @@ class StreamState:
         self._pending_size += len(data)
         if self._pending_size > PENDING_LIMIT:
             self._read_text(everything=True)
+            self.output.compact()
 
     def _read_text(self, everything: bool) -> None:
         pending, self._pending = self._pending, []
