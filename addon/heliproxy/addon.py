@@ -17,6 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,8 @@ LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
+REMEMBERED_HEADERS = 4096
+"""Bytes of one call's headers up to which what they ask for is remembered."""
 _MARKER_TAIL = 64
 
 OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
@@ -286,7 +289,7 @@ class Heliproxy:
                 request.headers["Helicone-Auth"] = f"Bearer {key}"
         elif hosts.provider_for_host(f"{request.host}:{request.port}") is None:
             return None
-        directives = parse(flows.text_fields(request.headers.fields), self._defaults)
+        directives = directives_of(flows.directive_fields(request.headers.fields), self._defaults)
         flows.strip_helicone(request)
         if directives.auth_in_authorization:
             flows.set_or_remove(request, "authorization", provider_authorization(request.headers["authorization"]))
@@ -515,6 +518,18 @@ class Heliproxy:
         if exchange.ended is None:
             exchange.ended = time.perf_counter()
         self.recorder.finish(exchange)
+
+
+def directives_of(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
+    """What these headers ask for. Most programs send the same ones with every call, and reading them is not cheap."""
+    if sum(len(value) for _, value in fields) > REMEMBERED_HEADERS:
+        return parse(flows.text_fields(fields), defaults)
+    return _remembered(fields, defaults)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
+    return parse(flows.text_fields(fields), defaults)
 
 
 def _through(tap: Callable[[bytes], bytes], filter: UsageHider | ChunkJoiner) -> Callable[[bytes], bytes]:

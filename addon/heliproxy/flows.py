@@ -21,11 +21,22 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Fields = tuple[tuple[bytes, bytes], ...]
+_READ_TOO = frozenset({b"authorization", b"cache-control", b"x-stripe-customer-id", b"__helicone-mock-response"})
 
 
 def text_fields(fields: Fields) -> list[tuple[str, str]]:
     """Header fields as text; bytes that are no UTF-8 become surrogate escapes."""
     return [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in fields]
+
+
+def directive_fields(fields: Fields) -> Fields:
+    """The header fields that `directives.parse` reads, and no others: they are the same from call to call."""
+    return tuple(
+        pair
+        for pair in fields
+        if (name := pair[0].lower()).startswith(b"helicone-")
+        or (name in _READ_TOO and (name != b"authorization" or b"k-helicone" in pair[1]))
+    )
 
 
 def is_own_port(flow: http.HTTPFlow) -> bool:

@@ -92,7 +92,7 @@ class Gates:
 
     def idle(self, exchange: Exchange) -> bool:
         """Whether no policy can concern this call, so that nothing need be awaited."""
-        return not exchange.directives.present and not self._stream_usage and not self.budgets.active()
+        return not _asks(exchange.directives) and not self._stream_usage and not self.budgets.active()
 
     async def open(self, exchange: Exchange, call: Call) -> Answer | Hit | None:
         """Run all gates. None: the call goes upstream."""
@@ -368,6 +368,22 @@ class Gates:
         side.finished = True
         self.side_calls(side)
         return moderation.is_flagged(status, body)
+
+
+def _asks(directives: Directives) -> bool:
+    """Whether these headers ask for more than to be noted."""
+    return directives.present and bool(
+        directives.error
+        or directives.cache.wanted
+        or directives.retry.enabled
+        or directives.rate_limit_policy
+        or directives.token_limit_handler
+        or directives.stream_usage
+        or directives.security
+        or directives.moderations
+        or directives.mock_response is not None
+        or directives.prompt.mode != "deactivated"
+    )
 
 
 @dataclass(frozen=True, slots=True)
