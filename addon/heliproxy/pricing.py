@@ -230,7 +230,7 @@ class Prices:
         amounts = amounts_of(usage)
         if not amounts:
             return None
-        if fees:
+        if fees and any(amounts.values()):
             amounts["requests"] = 1.0
         at = _utc(at)
         context, us = price_context(pricing) if pricing else (_NO_CONTEXT, False)
@@ -257,8 +257,9 @@ class Prices:
         names = self._aliased(models)
         asked = provider.strip().lower() if provider else None
         overrides: list[Override] = []
-        for _, name in names:
-            overrides += self.overrides.matching(_either(asked, _provider_id(asked)), name)
+        for named, name in names:
+            seller = named or asked
+            overrides += self.overrides.matching(_either(seller, _provider_id(seller)), name)
         if asked in LOCAL_PROVIDERS and not overrides:
             return _Resolved((), (), (), 1.0)
         found: dict[int, TableModel] = {}
