@@ -190,13 +190,33 @@ M001 = (
     """,
 )
 
+M002 = (
+    # What people make through the API that is no request: datasets, webhooks, saved queries, session tags, legacy jobs.
+    # `value` is JSON; ids of things inside others begin with the other's id and a slash.
+    """
+    CREATE TABLE objects (
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        updated_at TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (kind, id)
+    ) WITHOUT ROWID
+    """,
+)
+
 
 def m001_first_schema(db: Database) -> None:
     for statement in M001:
         db.execute(statement)
 
 
-STEPS = (m001_first_schema,)
+def m002_objects(db: Database) -> None:
+    for statement in M002:
+        db.execute(statement)
+
+
+STEPS = (m001_first_schema, m002_objects)
 NAMES = frozenset(step.__name__ for step in STEPS)
 
 

@@ -24,7 +24,7 @@ from heliproxy.home import make_private_file, make_private_folder
 from heliproxy.migrations import SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -301,14 +301,14 @@ class Writer:
 
     def set_property(self, request_id: str, key: str, value: str) -> None:
         """Set one property, visible at once. Raises sqlite3.Error or OSError when it cannot be stored."""
-        self._write_now([(SET_PROPERTY, (request_id, key, value))])
+        self.write([(SET_PROPERTY, (request_id, key, value))])
 
     def add_scores(self, request_id: str, scores: Mapping[str, float | bool]) -> None:
         """Set scores, visible at once; a bool is stored as 1 or 0 with type "boolean", others as "number".
 
         Raises sqlite3.Error or OSError when they cannot be stored.
         """
-        self._write_now([(SET_SCORE, (request_id, *score_columns(name, value))) for name, value in scores.items()])
+        self.write([(SET_SCORE, (request_id, *score_columns(name, value))) for name, value in scores.items()])
 
     def add_feedback(self, request_id: str, value: bool | float | str, name: str = "rating") -> None:
         """Set one piece of feedback, visible at once; a boolean rating is also Helicone's feedback score.
@@ -321,9 +321,13 @@ class Writer:
         writes: list[tuple[str, tuple[Any, ...]]] = [(SET_FEEDBACK, (request_id, name, text, kind, at))]
         if name == "rating" and isinstance(value, bool):
             writes.append((SET_SCORE, (request_id, *score_columns(FEEDBACK_SCORE, value))))
-        self._write_now(writes)
+        self.write(writes)
 
-    def _write_now(self, writes: list[tuple[str, tuple[Any, ...]]]) -> None:
+    def write(self, writes: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Run statements with their values in one transaction, after everything buffered; visible at once.
+
+        Raises sqlite3.Error or OSError when they cannot be stored.
+        """
         self.flush(force=True)
         try:
             with self._transaction() as conn:
