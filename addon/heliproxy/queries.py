@@ -372,7 +372,7 @@ def arranged(lines: list[Line], by: tuple[str, ...], sort: str | None, descendin
     def place(line: Line) -> list[Any]:
         order: list[Any] = []
         for depth, group in enumerate(by, 1):
-            name = name_order(line.key[depth - 1])
+            name = name_order(group, line.key[depth - 1])
             if metric is None or (sort is None and group in UNITS):
                 order.append(name)
             else:
@@ -380,13 +380,14 @@ def arranged(lines: list[Line], by: tuple[str, ...], sort: str | None, descendin
                 order.append((-size if descending else size, name))
         return order
 
-    # Names and times run upwards unless the other order was asked for by name.
-    return sorted(lines, key=place, reverse=metric is None and not descending)
+    return sorted(lines, key=place, reverse=metric is None and descending)
 
 
-def name_order(value: str | float | None) -> tuple[int, float, str]:
+def name_order(group: str, value: str | float | None) -> tuple[int, float, str]:
     if value is None:
         return (2, 0.0, "")
+    if group == "hour":  # the text of the hour that comes twice sorts the wrong way round
+        return (0, datetime.fromisoformat(str(value)).timestamp(), "")
     return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
 
 

@@ -126,7 +126,7 @@ def csv_value(kind: str, value: Any) -> Any:
     if not isinstance(plain, str) or kind == "usd":
         return plain
     text = neutral(plain, lines=True)
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    return f"'{text}" if plain.startswith(FORMULA_STARTS) else text
 
 
 # -- for people -----------------------------------------------------------------------------------------------------

@@ -224,10 +224,11 @@ def costs(
     """
     filters = make_filters(zone, since, until, period, **fields)
     groups = tuple(group for part in by for group in part) or ("model",)
+    if order and not sort and groups[0] in times.UNITS:
+        sort = "name"  # an order asked for is meant for the days
+    descending = (order or default_order(sort)) == "desc"
     with closing(open_database(db, home)) as conn:
-        result = queries.costs(
-            conn, groups, filters, zone=zone, sort=sort, top=top, descending=(order or default_order(sort)) == "desc"
-        )
+        result = queries.costs(conn, groups, filters, zone=zone, sort=sort, top=top, descending=descending)
     write(costs_table(result, filters, zone), "json" if as_json else form, no_color, NOTHING)
 
 
