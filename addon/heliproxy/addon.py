@@ -288,7 +288,8 @@ class Heliproxy:
             if key is not None and "helicone-auth" not in request.headers:
                 request.headers["Helicone-Auth"] = f"Bearer {key}"
         elif hosts.provider_for_host(f"{request.host}:{request.port}") is None:
-            return None
+            if request.host not in self.settings.upstreams:
+                return None
         directives = directives_of(flows.directive_fields(request.headers.fields), self._defaults)
         flows.strip_helicone(request)
         if directives.auth_in_authorization:
@@ -301,9 +302,7 @@ class Heliproxy:
                 found = targets.overridden(found, request.method, directives, self._allowed)
             return found, directives
         method = "POST" if flows.is_websocket(request) else request.method
-        known = targets.of_provider(method, request.host, path)
-        if known is None:
-            return None
+        known = targets.of_provider(method, request.host, path) or targets.of_added(method, request.host, path)
         known = flows.with_origin(known, request)
         return targets.overridden(known, request.method, directives, self._allowed), directives
 

@@ -210,6 +210,10 @@ class Exchange:
     hide_usage: bool = False
     """We asked for the usage chunk, the client did not: it is taken out of the stream again."""
     finished: bool = False
+    ask: Ask | None = None
+    """What the format read out of the request; the recorder fills it in, as all below."""
+    request_decoded: bytes = b""
+    parse_error: str | None = None
     sink: Any = None
     """The recorder's own state while a response streams in."""
     after: list[Any] = field(default_factory=list)

@@ -43,7 +43,12 @@ STORED_LIMIT = 1024 * 1024
 STREAM_LIMIT = 256 * 1024 * 1024
 """Decoded bytes of one stream we read before giving up on it (hours of tokens; a bomb is stopped)."""
 
-STREAM_TYPES = ("text/event-stream", "application/x-ndjson", "application/vnd.amazon.eventstream")
+STREAM_TYPES = (
+    "text/event-stream",
+    "application/x-ndjson",
+    "application/stream+json",
+    "application/vnd.amazon.eventstream",
+)
 
 
 class Prices(Protocol):
@@ -74,7 +79,9 @@ class Sink:
         self.decoder = Decoder(headers.get("content-encoding"), STREAM_LIMIT)
         self.parser: StreamParser | None = None
         format = FORMATS.get(exchange.route.format)
-        if format is not None and is_success(exchange.status) and is_stream_type(content_type):
+        # Some servers stream without saying so: what the request asked for counts too.
+        streamed = is_stream_type(content_type) or asked(exchange).stream
+        if format is not None and is_success(exchange.status) and streamed:
             self.parser = format.stream(content_type)
         self.head = bytearray()
         self.truncated = False
@@ -99,6 +106,21 @@ class Sink:
                 self.parser.feed(decoded)
             except Exception as e:
                 self.broken = f"{type(e).__name__}: {e}"
+
+
+def asked(exchange: Exchange) -> Ask:
+    """What the request asks for, read once; empty when its format is unknown or cannot read it."""
+    if exchange.ask is None:
+        headers = lower_headers(exchange.request_headers)
+        exchange.request_decoded = decode(exchange.request_body or b"", headers.get("content-encoding"), DECODE_LIMIT)
+        format = FORMATS.get(exchange.route.format)
+        exchange.ask = Ask()
+        if format is not None:
+            try:
+                exchange.ask = format.parse_request(exchange.request_decoded, exchange.path)
+            except Exception as e:
+                exchange.parse_error = f"request: {type(e).__name__}: {e}"
+    return exchange.ask
 
 
 def is_success(status: int | None) -> bool:
@@ -130,8 +152,9 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     """
     request_headers = lower_headers(exchange.request_headers)
     response_headers = lower_headers(exchange.response_headers)
-    request = decode(exchange.request_body or b"", request_headers.get("content-encoding"), DECODE_LIMIT)
-    ask, reply, response, parse_error, truncated = _read(exchange, request, response_headers)
+    ask = asked(exchange)
+    request = exchange.request_decoded
+    reply, response, parse_error, truncated = _read(exchange, response_headers)
     truncated = truncated or len(request) > STORED_LIMIT
     status, error_type, error = _status(exchange, reply)
     hit = exchange.cache == "HIT"
@@ -188,18 +211,11 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     return Record(row, {**exchange.directives.properties, **exchange.properties}, body), outcome
 
 
-def _read(
-    exchange: Exchange, request: bytes, response_headers: Mapping[str, str]
-) -> tuple[Ask, Reply, bytes, str | None, bool]:
-    """What the format makes of both bodies: (ask, reply, decoded response, parse error, truncated)."""
+def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Reply, bytes, str | None, bool]:
+    """What the format makes of the response: (reply, decoded response, parse error, truncated)."""
     format = FORMATS.get(exchange.route.format)
-    parse_error: str | None = None
-    ask, reply = Ask(), Reply()
-    if format is not None:
-        try:
-            ask = format.parse_request(request, exchange.path)
-        except Exception as e:
-            parse_error = f"request: {type(e).__name__}: {e}"
+    parse_error = exchange.parse_error
+    reply = Reply()
     sink: Sink | None = exchange.sink
     if sink is None:
         sink = exchange.sink = Sink(exchange)
@@ -214,7 +230,7 @@ def _read(
             parse_error = f"response: {type(e).__name__}: {e}"
         if sink.broken or (sink.truncated and sink.parser is None):
             parse_error = parse_error or sink.broken or f"response body is longer than {DECODE_LIMIT} bytes"
-    return ask, reply, response, parse_error, sink.truncated or len(response) > STORED_LIMIT
+    return reply, response, parse_error, sink.truncated or len(response) > STORED_LIMIT
 
 
 def _reply(format: Format, sink: Sink, status: int, body: bytes, headers: Mapping[str, str]) -> Reply:

@@ -50,6 +50,11 @@ def of_provider(method: str, host: str, path: str) -> Destination | None:
     return None if route is None else Destination("provider", route, host=host, path=path)
 
 
+def of_added(method: str, host: str, path: str) -> Destination:
+    """A request to a host that only the operator knows: a call to a model when its path says so."""
+    return Destination("provider", hosts.custom_route(method, host, path) or _nobody(host, path), host=host, path=path)
+
+
 def of_helicone(method: str, host: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
     """A request to one of Helicone's hosts."""
     if _SERVED_HERE.match(path.partition("?")[0]):
