@@ -218,6 +218,8 @@ def m002_objects(db: Database) -> None:
 
 STEPS = (m001_first_schema, m002_objects)
 NAMES = frozenset(step.__name__ for step in STEPS)
+# Steps whose tables and columns the reports use: an archived copy without the later ones can still be read.
+NEEDED_TO_READ = frozenset({m001_first_schema.__name__})
 
 
 def applied_steps(conn: sqlite3.Connection) -> frozenset[str]:
@@ -244,11 +246,11 @@ def check_not_newer(applied: frozenset[str]) -> None:
         )
 
 
-def check_current(conn: sqlite3.Connection) -> None:
-    """Raise SchemaError unless the schema is exactly ours. For readers, which never migrate."""
+def check_readable(conn: sqlite3.Connection) -> None:
+    """Raise SchemaError unless the reports can read this file as it is. For readers, which never migrate."""
     applied = applied_steps(conn)
     check_not_newer(applied)
-    if applied != NAMES:
+    if not applied >= NEEDED_TO_READ:
         raise SchemaError("the database has an older schema; run `heliproxy serve` once to bring it up to date")
 
 

@@ -113,7 +113,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
             raise
         conn = connect_reader(uri + "&immutable=1")
     try:
-        migrations.check_current(conn)
+        migrations.check_readable(conn)
     except BaseException:
         conn.close()
         raise
