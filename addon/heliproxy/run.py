@@ -257,44 +257,34 @@ def held_log() -> Iterator[list[str]]:
         collected += lines
 
 
-TOTALS = """
-    SELECT count(*) AS requests,
-        coalesce(sum(cache = 'HIT'), 0) AS cached,
-        coalesce(sum(status = -3), 0) AS cancelled,
-        coalesce(sum(status IS NOT -3 AND (status >= 400 OR status < 0 OR error IS NOT NULL)), 0) AS failed,
-        coalesce(sum(input_tokens), 0) AS input_tokens,
-        coalesce(sum(output_tokens), 0) AS output_tokens,
-        coalesce(sum(usage_source = 'estimated'), 0) AS estimated,
-        coalesce(sum(cost_usd IS NULL AND (status BETWEEN 200 AND 299 OR status = -3)), 0) AS unpriced,
-        sum(cost_usd) AS cost_usd,
-        coalesce(sum(saved_usd), 0.0) AS saved_usd
-    FROM requests WHERE run_id = ?
-"""
-MODELS = """
-    SELECT coalesce(model, '(no model)') AS model, count(*) AS requests, sum(cost_usd) AS cost_usd
-    FROM requests WHERE run_id = ? GROUP BY 1 ORDER BY sum(cost_usd) DESC, count(*) DESC, 1
-"""
-
-
 def summary(home: Path, run_id: str) -> dict[str, Any]:
-    """Read what one run did, as plain values: totals, and `models` as a list."""
+    """Read what one run did, as plain values: totals, and `models` as a list, dearest first."""
+    from heliproxy import queries
     from heliproxy.home import DATABASE_NAME
     from heliproxy.store import open_reader
 
     conn = open_reader(home / DATABASE_NAME)
     try:
-        return {
-            "run_id": run_id,
-            **_rows(conn.execute(TOTALS, (run_id,)))[0],
-            "models": _rows(conn.execute(MODELS, (run_id,))),
-        }
+        found = queries.costs(conn, ("model",), queries.Filters(runs=(run_id,)))
     finally:
         conn.close()
-
-
-def _rows(cursor: Any) -> list[dict[str, Any]]:
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+    total = found.total
+    return {
+        "run_id": run_id,
+        "requests": total.requests,
+        "cached": total.hits,
+        "failed": total.errors,
+        "cancelled": total.aborted,
+        "input_tokens": total.input_tokens,
+        "output_tokens": total.output_tokens,
+        "estimated": total.estimated,
+        "unpriced": total.unpriced,
+        "cost_usd": total.cost_usd,
+        "saved_usd": total.saved_usd,
+        "models": [
+            {"model": line.key[0], "requests": line.requests, "cost_usd": line.cost_usd} for line in found.lines
+        ],
+    }
 
 
 def money(usd: float | None) -> str:
@@ -314,12 +304,13 @@ def summary_lines(facts: Mapping[str, Any], most: int = 8) -> list[str]:
         return []
     parts = [_count(facts["requests"], "request")]
     parts += [f"{facts[name]:,} {name}" for name in ("cached", "failed", "cancelled") if facts[name]]
-    parts += [f"{facts['input_tokens']:,} in", f"{facts['output_tokens']:,} out", money(facts["cost_usd"])]
+    parts += [f"{facts[name] or 0:,} {word}" for name, word in (("input_tokens", "in"), ("output_tokens", "out"))]
+    parts.append(money(facts["cost_usd"]))
     saved = f"   (saved {money(facts['saved_usd'])})" if facts["saved_usd"] else ""
     lines = ["", f"── {' · '.join(parts)}{saved}"]
-    shown = facts["models"][:most]
-    width = max(len(row["model"]) for row in shown)
-    lines += [f"   {row['model']:<{width}}  {row['requests']:>5,}   {money(row['cost_usd'])}" for row in shown]
+    shown = [(str(row["model"] or "(no model)"), row) for row in facts["models"][:most]]
+    width = max(len(name) for name, _ in shown)
+    lines += [f"   {name:<{width}}  {row['requests']:>5,}   {money(row['cost_usd'])}" for name, row in shown]
     if len(facts["models"]) > most:
         lines.append(f"   and {len(facts['models']) - most} more")
     if facts["unpriced"]:
