@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,19 @@ def test_price_says_where_it_comes_from(prices: Prices) -> None:
     assert cost.version.startswith("genai-prices ")
     assert cost.components.keys() == {"input", "cache_read", "output"}
     assert sum(cost.components.values()) == cost.usd
+
+
+def test_tool_calls_that_were_only_seen_are_not_in_the_sum(prices: Prices) -> None:
+    usage = Usage(1000, output_tokens=0, units={"web_searches": 2, "file_searches": 1})
+    cost = prices.cost("openai", ["gpt-4o"], usage, AT, {})
+    assert cost is not None
+    assert (cost.usd, cost.inferred) == (0.0025, {"web_searches": 0.02, "storage_searches": 0.0025})
+
+
+def test_audio_is_charged_by_tokens_or_by_length_but_not_twice(prices: Prices) -> None:
+    usage = Usage(1000, input_audio_tokens=900, output_tokens=0, units={"audio_seconds": 60})
+    assert usd(prices.cost("mistral", ["voxtral-small-latest"], usage, AT, {})) == pytest.approx(0.0001)
+    assert usd(prices.cost("mistral", ["voxtral-mini-2602"], usage, AT, {})) == pytest.approx(0.003)
 
 
 def test_price_of_the_time_of_the_call_counts(prices: Prices) -> None:
@@ -249,6 +263,9 @@ def test_arithmetic_equals_genai_prices_on_every_model(prices: Prices) -> None:
             if rates is None or provider.id == "groq":
                 continue
             usage, theirs = random_usage(chance)
+            if rates.by_tokens:
+                usage = replace(usage, units={**usage.units, "audio_seconds": 0})
+                theirs |= {"audio_seconds": 0, "input_audio_seconds": 0}
             charges = rates.charge({**amounts_of(usage), "requests": 1.0}) or {}
             expected = info.calc_price(
                 TheirUsage(**theirs), provider, genai_request_timestamp=at, price_context=context

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from heliproxy import encodings
 from heliproxy.encodings import CL100K, O200K, Budget, count_tokens
@@ -192,6 +194,28 @@ def test_calls_not_billed_by_text_are_not_estimated(format_: str) -> None:
 def test_odd_requests_never_raise(body: bytes) -> None:
     for model in ("gpt-4o", "claude-3-opus", None):
         estimate("openai_chat", "openai", model, body, Reply(text="Hi \ud800"))
+
+
+WORDS = (  # every key the reader looks at
+    "messages content role parts text type image_url url source data tools function name parameters properties enum "
+    "anyOf items required input output contents prompt system instructions tool_calls arguments response_format "
+    "json_schema schema request requests inlineData mimeType toolConfig toolSpec inputSchema json functions "
+    "tool_choice detail"
+).split()  # noqa: SIM905
+odd_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.dictionaries(st.sampled_from(WORDS), odd_json, max_size=6))
+def test_any_json_is_survived(body: dict[str, Any]) -> None:
+    for model in ("gpt-4o", "claude-opus-4-8"):
+        found = estimate("openai_chat", "openai", model, json.dumps(body).encode(), Reply(text="x"))
+        assert found is not None
+        assert found.usage.input_tokens is None or found.usage.input_tokens >= 0
 
 
 def test_no_request_means_no_input_rather_than_zero() -> None:

@@ -63,6 +63,7 @@ UNITS: Mapping[str, Unit] = {
     "requests": Unit(1000.0),
 }
 
+_DURATIONS = frozenset({"audio_seconds", "input_audio_seconds", "output_audio_seconds"})
 _NARROW_FIRST = sorted(UNITS, key=lambda name: -len(UNITS[name].within))
 
 # How `Usage.units` names what is billed; formats may use either name.
@@ -105,6 +106,8 @@ class Rates:
     """Narrowest unit first."""
     free: bool = False
     """Everything costs nothing, and that is known."""
+    by_tokens: bool = False
+    """The input has a price by token: audio that was counted in tokens is not charged by its length as well."""
 
     def charge(self, amounts: Amounts) -> dict[str, float] | None:
         """Price `amounts`, by unit in USD. None when nothing of what was used has a price."""
@@ -113,10 +116,11 @@ class Rates:
         left = dict(amounts)
         total_input = amounts.get("input", 0.0)
         charges: dict[str, float] = {}
-        priced = bool(self.rates) and not any(amounts.values())
+        priced = self.by_tokens and not any(amounts.values())
+        by_tokens = self.by_tokens and total_input > 0.0
         for rate in self.rates:
             amount = left.get(rate.unit, 0.0)
-            if amount <= 0.0:
+            if amount <= 0.0 or (by_tokens and rate.unit in _DURATIONS):
                 continue
             priced = True
             usd = rate.usd
@@ -147,7 +151,7 @@ def compile_rates(prices: Mapping[str, tuple[float, Iterable[Tier]]], *, free: b
                     within=tuple(wider for wider in UNITS[name].within if wider in prices),
                 )
             )
-    return Rates(tuple(rates), free=free)
+    return Rates(tuple(rates), free=free, by_tokens="input" in prices)
 
 
 def scale_rates(rates: Rates, factor: float) -> Rates:
@@ -160,6 +164,7 @@ def scale_rates(rates: Rates, factor: float) -> Rates:
             for rate in rates.rates
         ),
         free=rates.free,
+        by_tokens=rates.by_tokens,
     )
 
 

@@ -95,7 +95,10 @@ class Cost:
     version: str
     """Which edition of the source (`genai-prices 0.2.3`)."""
     components: Mapping[str, float] = field(default_factory=dict)
-    """USD by unit: input, cache_read, cache_write, output, web_searches, requests, ..."""
+    """USD by unit, summing up to `usd`: input, cache_read, cache_write, output, web_searches, requests, ..."""
+    inferred: Mapping[str, float] = field(default_factory=dict)
+    """Fees of tool calls that were seen in the answer but not reported as used: what they cost if each was billed.
+    Not in `usd`, which holds nothing the provider did not report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,7 @@ class Prices:
         self, provider: str | None, models: Sequence[str], usage: Usage, at: datetime, pricing: Mapping[str, str]
     ) -> Cost | None:
         """Price every sub-call on its own model: each has its own total input, so its own long-context tier."""
-        total, components, first = 0.0, dict[str, float](), None
+        total, components, inferred, first = 0.0, dict[str, float](), dict[str, float](), None
         for part in usage.parts:
             names = models if part.model is None else (part.model,)
             cost = self._cost(provider, names, part.usage, at, pricing, fees=first is None)
@@ -206,8 +209,9 @@ class Prices:
                 return None  # a sum without one of its parts would be a wrong price, not an unknown one
             first = first or cost
             total += cost.usd
-            for unit, usd in cost.components.items():
-                components[unit] = components.get(unit, 0.0) + usd
+            for charges, sums in ((cost.components, components), (cost.inferred, inferred)):
+                for unit, usd in charges.items():
+                    sums[unit] = sums.get(unit, 0.0) + usd
         if first is None:
             return None
         if usage.units and not any(part.usage.units for part in usage.parts):
@@ -215,7 +219,8 @@ class Prices:
             if extra is not None:
                 total += extra.usd
                 components.update(extra.components)
-        return Cost(total, first.source, first.price_id, first.version, components)
+                inferred.update(extra.inferred)
+        return Cost(total, first.source, first.price_id, first.version, components, inferred)
 
     def _cost(
         self,
@@ -256,6 +261,8 @@ class Prices:
     def _resolve_uncached(self, provider: str | None, models: tuple[str, ...]) -> _Resolved:
         names = self._aliased(models)
         asked = provider.strip().lower() if provider else None
+        if asked == "custom":
+            asked = None  # a manual log that names no vendor: the model's name alone decides
         overrides: list[Override] = []
         for named, name in names:
             seller = named or asked
@@ -314,6 +321,7 @@ class Prices:
                 extra.setdefault(f"{provider_id}:{form}", rates)
 
 
+_TOOL_UNITS = ("web_searches", "storage_searches", "social_searches", "code_executions")
 _NO_CONTEXT: Mapping[str, str] = {}
 
 
@@ -339,7 +347,18 @@ def _charge(rates: Rates | None, amounts: dict[str, float], factor: float) -> di
 
 
 def _costed(charges: dict[str, float], source: str, price_id: str, version: str) -> Cost:
-    return Cost(sum(charges.values()), source, price_id, version, charges)
+    inferred: dict[str, float] = {}
+    if not _reports_tool_use(price_id):
+        inferred = {unit: charges.pop(unit) for unit in _TOOL_UNITS if unit in charges}
+    return Cost(sum(charges.values(), 0.0), source, price_id, version, charges, inferred)
+
+
+def _reports_tool_use(price_id: str) -> bool:
+    """Whether the usage object itself counts billed searches: Anthropic's `server_tool_use`, Perplexity's queries.
+
+    OpenAI's does not, and which of the calls in an answer is billed (a search, not the opening of a page) is a guess.
+    """
+    return "claude" in price_id or price_id.startswith("perplexity:")
 
 
 def price_context(pricing: Mapping[str, str]) -> tuple[Mapping[str, str], bool]:
