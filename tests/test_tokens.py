@@ -196,12 +196,12 @@ def test_odd_requests_never_raise(body: bytes) -> None:
         estimate("openai_chat", "openai", model, body, Reply(text="Hi \ud800"))
 
 
-WORDS = (  # every key the reader looks at
+WORDS = (  # noqa: SIM905  (every key the reader looks at)
     "messages content role parts text type image_url url source data tools function name parameters properties enum "
     "anyOf items required input output contents prompt system instructions tool_calls arguments response_format "
     "json_schema schema request requests inlineData mimeType toolConfig toolSpec inputSchema json functions "
     "tool_choice detail"
-).split()  # noqa: SIM905
+).split()
 odd_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
