@@ -94,9 +94,9 @@ def addon_path_command() -> None:
     \b
     mitmdump -s "$(heliproxy addon-path)"
     """
-    from heliproxy import script
+    from pathlib import Path
 
-    click.echo(script.__file__)
+    click.echo(Path(__file__).parent / "shims" / "mitmproxy" / "script.py")
 
 
 @click.command("version")

@@ -317,7 +317,7 @@ def web(settings: Settings, arguments: Sequence[str] = ()) -> None:
     """Run mitmweb with our addon until it is stopped."""
     from mitmproxy.tools import main
 
-    script = Path(__file__).parent / "script.py"
+    script = Path(__file__).parent / "shims" / "mitmproxy" / "script.py"
     values = option_values(settings)
     listen = ["--listen-host", values.pop("listen_host"), "--listen-port", str(values.pop("listen_port"))]
     pairs = [(name, item) for name, value in values.items() for item in (value if isinstance(value, list) else [value])]
