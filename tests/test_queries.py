@@ -242,6 +242,19 @@ def test_percentiles_come_from_a_sample_when_there_are_very_many_rows(
     assert total.p50_ms == pytest.approx(50, abs=6)
 
 
+def test_report_made_in_pieces_counts_every_row_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "PIECE_ROWS", 7)
+    put(
+        path,
+        *(record(str(i), f"2026-09-01T00:00:00.{i:03}Z", model=f"m{i % 3}", latency_ms=1.0 * i) for i in range(100)),
+        record("z", "2026-09-01T00:00:05.000Z", model="m0", latency_ms=50.0),
+    )
+    with closing(open_reader(path)) as conn:
+        report = costs(conn, ["model"], sort="name", descending=False)
+    assert [(line.key, line.requests) for line in report.lines] == [(("m0",), 35), (("m1",), 33), (("m2",), 33)]
+    assert (report.total.requests, report.total.p50_ms) == (101, 50.0)
+
+
 @pytest.mark.parametrize(
     ("values", "share", "expected"),
     [
