@@ -358,7 +358,7 @@ def base_unit(units: Sequence[str]) -> str:
 
 
 def pieces(first: datetime, last: datetime, count: int) -> Iterator[tuple[datetime, datetime]]:
-    """first..last in equal parts of about `PIECE_ROWS` rows: SQLite sorts to group, and small sorts stay in the cache."""
+    """first..last in equal parts of about `PIECE_ROWS` rows: SQLite sorts to group, and small sorts are fast."""
     number = max(1, count // PIECE_ROWS)
     end = last + timedelta(seconds=1)
     edges = [first + (end - first) * i / number for i in range(number)] + [end]
