@@ -32,10 +32,11 @@ def proxy_options(*, port: int = 8080, api_port: int | None = 8585) -> Callable[
         def with_settings(**values: Any) -> Any:
             return command(settings=_settings(values), **values)
 
+        decorated: Command = with_settings
         # The first decorator applied is the last option shown.
         for option in reversed((home_option, *_proxy_options(port, api_port))):
-            with_settings = option(with_settings)
-        return with_settings
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
