@@ -27,7 +27,7 @@ from heliproxy import attempts, fallbacks, flows, hosts, targets
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.exchange import Exchange
 from heliproxy.formats import FORMATS
-from heliproxy.gates import Hit
+from heliproxy.gates import Hit, asks, refusal
 from heliproxy.home import default_home
 from heliproxy.plan import CallPlan, backoff_of
 from heliproxy.policies.answers import Answer, exception_answer
@@ -52,6 +52,8 @@ HAND_OVER = 256 * 1024
 """Bytes of a running stream kept here before they go to the recorder."""
 LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
+PATIENCE_SECONDS = 1800
+"""How long an upstream may think without sending a byte: what Helicone-Increase-Timeout asks for, for every call."""
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
 REMEMBERED_HEADERS = 4096
@@ -185,6 +187,8 @@ class Heliproxy:
             options.update(allow_hosts=[*hosts.LLM_HOST_PATTERNS, *own])
         # A cache hit or a rewritten host must not dial the host the client named.
         options.update(connection_strategy="lazy")
+        if "tcp_timeout" in options and options.tcp_timeout < PATIENCE_SECONDS:
+            options.update(tcp_timeout=PATIENCE_SECONDS)
         self._retries_off = attempts.available()
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)
@@ -253,7 +257,7 @@ class Heliproxy:
             return
         destination, directives = found
         route = destination.route
-        if not route.inference:
+        if not route.inference and not _is_policed(destination, directives):
             self.passing[flow.id] = destination
             if destination.kind == "provider":
                 self._send_to(flow.request, destination)
@@ -275,6 +279,7 @@ class Heliproxy:
             target_url=target_url,
             run_id=self.settings.run_id,
             warnings=list(directives.warnings),
+            logged=route.inference,
         )
 
     def _destination(self, flow: http.HTTPFlow) -> tuple[Destination, Directives] | None:
@@ -323,11 +328,8 @@ class Heliproxy:
             await self._serve(flow)
             return
         exchange.request_body = flow.request.raw_content
-        destination = self.destinations[flow.id]
         try:
-            answer = destination.answer or self._choose(flow, exchange, destination)
-            if answer is None and self.services is not None and not self.services.gates.idle(exchange):
-                answer = await self.services.gates.open(exchange, flows.FlowCall(flow.request))
+            answer = await self._decide(flow, exchange, self.destinations[flow.id])
         except Exception as e:
             # A policy the client asked for cannot be left out in silence, nor may a client hang on our mistake.
             logger.exception("policies failed")
@@ -337,30 +339,62 @@ class Heliproxy:
         elif self._retries_off is None and flow.id not in self.passing and vars(flow).get("_heliproxy_plan") is None:
             attempts.use(flow, self._plan(exchange))
 
+    async def _decide(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination) -> Answer | Hit | None:
+        """What directives or policies answer in place of an upstream; None: the call goes out."""
+        answer = refusal(exchange.directives) or destination.answer
+        if answer is not None or self.services is None:
+            return answer
+        gates = self.services.gates
+        direct = destination.kind == "provider"
+        if direct and gates.idle(exchange):
+            return None
+        body = await gates.prepare(exchange, flows.FlowCall(flow.request))
+        if not direct:
+            answer = self._choose(flow, exchange, destination, body)
+            if answer is not None:
+                return answer
+            body = exchange.request_body or b""
+        return None if gates.idle(exchange) else await gates.open(exchange, flows.FlowCall(flow.request), body)
+
     async def _serve(self, flow: http.HTTPFlow) -> None:
         """Answer what is for our own API, or what goes nowhere."""
         destination = self.passing.get(flow.id)
         if destination is None or destination.kind == "provider":
             return
-        if destination.answer is not None:
-            flow.response = flows.response_of(destination.answer)
-        elif self.services is not None:
-            flow.response = await flows.ask_app(self.services.app, flow.request, destination.path)
+        try:
+            if destination.answer is not None:
+                flow.response = flows.response_of(destination.answer)
+            elif self.services is not None:
+                flow.response = await flows.ask_app(self.services.app, flow.request, destination.path)
+        except Exception as e:
+            logger.exception("our own API failed")
+            flow.response = flows.response_of(exception_answer(f"{type(e).__name__}: {e}"))
 
-    def _choose(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination) -> Answer | None:
+    def _choose(
+        self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination, body: bytes
+    ) -> Answer | None:
         """For gateways: pick the upstream, and plan the ones after it."""
-        if destination.kind == "provider":
-            return None
-        chosen = fallbacks.choose(exchange, destination, flow.request, os.environ, self._allowed)
+        chosen = fallbacks.choose(exchange, destination, body, os.environ, self._allowed)
         if isinstance(chosen, Answer):
             return chosen
 
         def apply(flow: http.HTTPFlow, index: int) -> None:
             self._apply(flow, exchange, chosen, index)
 
+        async def gates_answer(flow: http.HTTPFlow) -> bool:
+            assert self.services is not None
+            gates = self.services.gates
+            if gates.idle(exchange):
+                return False
+            answer = await gates.open(exchange, flows.FlowCall(flow.request), exchange.request_body or b"")
+            if answer is not None:
+                self._answer(flow, exchange, answer)
+            return answer is not None
+
         self._apply(flow, exchange, chosen, 0)
         plan = self._plan(exchange)
         plan.choices, plan.apply, plan.exhausted = chosen.choices, apply, chosen.exhausted
+        plan.gates_answer = gates_answer
         attempts.use(flow, plan)
         return None
 
@@ -374,6 +408,7 @@ class Heliproxy:
         request.content = one.body
         exchange.route, exchange.path = one.destination.route, one.destination.path
         exchange.request_body = one.body
+        exchange.request_headers = flows.without(exchange.request_headers, b"content-encoding")
         exchange.credential_headers = request.headers.fields
         exchange.fallback_index = index if chosen.numbered else None
         exchange.gateway_extra = one.response_headers
@@ -517,6 +552,14 @@ class Heliproxy:
         if exchange.ended is None:
             exchange.ended = time.perf_counter()
         self.recorder.finish(exchange)
+
+
+def _is_policed(destination: Destination, directives: Directives) -> bool:
+    """Whether policies apply to a call that is no inference (a list of models): only when its headers ask for one.
+
+    Uploads and downloads of files pass raw, whatever their headers say.
+    """
+    return destination.kind == "provider" and asks(directives) and "/files" not in destination.path
 
 
 def directives_of(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:

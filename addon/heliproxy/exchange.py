@@ -210,6 +210,8 @@ class Exchange:
     hide_usage: bool = False
     """We asked for the usage chunk, the client did not: it is taken out of the stream again."""
     finished: bool = False
+    logged: bool = True
+    """False: policies act on it, but it makes no row."""
     ask: Ask | None = None
     """What the format read out of the request; the recorder fills it in, as all below."""
     request_decoded: bytes = b""

@@ -9,29 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from heliproxy import targets
-from heliproxy.decode import decode
 from heliproxy.exchange import Attempt, Exchange
 from heliproxy.policies import fallback as gateway
 from heliproxy.policies import ssrf
 from heliproxy.policies import target as named
 from heliproxy.policies.answers import Answer, exception_answer
 from heliproxy.policies.fallback import Fallback, GatewayTarget
-from heliproxy.record import DECODE_LIMIT, lower_headers
 from heliproxy.targets import Destination
 
 _OWN_HEADERS = frozenset(
     {"authorization", "x-api-key", "api-key", "x-goog-api-key", "content-length", "transfer-encoding", "host"}
     | {"content-encoding", "cookie"}
 )
-
-
-class Request(Protocol):
-    """The part of a request that choices are made from."""
-
-    method: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +57,15 @@ class _GatewayChoice:
 
 
 def choose(
-    exchange: Exchange, destination: Destination, request: Request, env: Mapping[str, str], allowed: Collection[str]
+    exchange: Exchange, destination: Destination, body: bytes, env: Mapping[str, str], allowed: Collection[str]
 ) -> Chosen | Answer:
-    """The upstreams for this call, or the error to answer when none can be called."""
-    headers = lower_headers(exchange.request_headers)
-    body = decode(exchange.request_body or b"", headers.get("content-encoding"), DECODE_LIMIT)
+    """The upstreams for this call, or the error to answer when none can be called.
+
+    `body` is decoded, with the changes made that directives ask for.
+    """
     if destination.kind == "ai-gateway":
-        return _by_model(exchange, destination, request.method, body, env, allowed)
-    return _by_header(exchange.directives.fallbacks, destination, request.method, body, allowed)
+        return _by_model(exchange, destination, exchange.method, body, env, allowed)
+    return _by_header(exchange.directives.fallbacks, destination, exchange.method, body, allowed)
 
 
 def _by_header(

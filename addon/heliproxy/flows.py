@@ -39,6 +39,11 @@ def directive_fields(fields: Fields) -> Fields:
     )
 
 
+def without(fields: Fields, name: bytes) -> Fields:
+    """Header fields without those of one (lower-case) name."""
+    return tuple(pair for pair in fields if pair[0].lower() != name)
+
+
 def is_own_port(flow: http.HTTPFlow) -> bool:
     """Whether a request is addressed to our own proxy port (base-URL style), not through it to somewhere else.
 

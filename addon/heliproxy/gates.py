@@ -1,6 +1,6 @@
 """What happens between a request and its upstream: each policy in the order Helicone has them (contract section 0).
 
-directives that are wrong -> the body as it is to be sent -> cache -> budget -> rate limit -> security -> moderation.
+the body as it is to be sent -> cache -> budget -> rate limit -> security -> moderation.
 
 A policy that fails decides here what that means: caching, limits and checks let the call pass (as Helicone does),
 and say so in a warning.
@@ -14,13 +14,13 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from heliproxy.decode import decode
+from heliproxy.decode import Decoder
 from heliproxy.directives import Directives, namespace, signed_headers
 from heliproxy.exchange import STATUS_THREAT, Exchange, Outcome
 from heliproxy.home import DATABASE_NAME
@@ -30,7 +30,7 @@ from heliproxy.policies.budget import Spender
 from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import Policy
 from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
-from heliproxy.record import DECODE_LIMIT, lower_headers
+from heliproxy.record import DECODE_LIMIT, is_stream_type, lower_headers
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Gates:
         self.cache = CacheStore(self.state)
         self.limits = LimitStore(self.state)
         self.budgets = BudgetStore(self.state, home / DATABASE_NAME)
-        self._saving: dict[bytes, tuple[Exchange, asyncio.Event]] = {}
+        self._saving: dict[bytes, _Saving] = {}
         self._rules: tuple[float, security.Rules | None] = (-1.0, None)
         self.side_calls: Callable[[Exchange], None] = lambda exchange: None
         """Takes a side call (moderation) as an exchange of its own, to be recorded."""
@@ -92,17 +92,26 @@ class Gates:
 
     def idle(self, exchange: Exchange) -> bool:
         """Whether no policy can concern this call, so that nothing need be awaited."""
-        return not _asks(exchange.directives) and not self._stream_usage and not self.budgets.active()
+        return not asks(exchange.directives) and not self._stream_usage and not self.budgets.active()
 
-    async def open(self, exchange: Exchange, call: Call) -> Answer | Hit | None:
-        """Run all gates. None: the call goes upstream."""
-        directives = exchange.directives
-        refused = directives.error or retry.problem(directives.retry)
-        if refused is not None:
-            return refused
+    async def prepare(self, exchange: Exchange, call: Call) -> bytes:
+        """Make the changes to the body that directives ask for; returns the body as it is sent, decoded."""
         body = self._sent_body(exchange, call)
-        if directives.token_limit_handler:
+        if exchange.directives.token_limit_handler:
             body = await self._fit_tokens(exchange, call, body)
+        return body
+
+    async def open(self, exchange: Exchange, call: Call, body: bytes) -> Answer | Hit | None:
+        """Run all gates on a prepared body. None: the call goes upstream.
+
+        A gateway opens again for each upstream it moves on to: other host, headers and body, so another cache key;
+        and each costs a token of the rate limit, as at Helicone.
+        """
+        directives = exchange.directives
+        for act in exchange.after:
+            if isinstance(act, _Saving):
+                act.forget()
+        exchange.after.clear()
         hit = await self._cached(exchange, call, body)
         if hit is not None:
             return hit
@@ -118,7 +127,11 @@ class Gates:
     def _sent_body(self, exchange: Exchange, call: Call) -> bytes:
         """The decoded body after the directives that change it."""
         headers = lower_headers(exchange.request_headers)
-        body = decode(exchange.request_body or b"", headers.get("content-encoding"), DECODE_LIMIT)
+        raw = exchange.request_body or b""
+        decoder = Decoder(headers.get("content-encoding"), DECODE_LIMIT)
+        body = decoder.feed(raw)
+        if decoder.full or decoder.broken:
+            return raw  # a part of a body would give two long ones the same cache key
         directives = exchange.directives
         wants_usage = (self._stream_usage or directives.stream_usage) and exchange.route.format == "openai_chat"
         changes = wants_usage or directives.prompt.mode != "deactivated" or directives.token_limit_handler
@@ -193,41 +206,32 @@ class Gates:
         exchange.cache = "HIT"
         exchange.cache_reference_id = entry.request_id
         exchange.saved_usd = entry.cost_usd
+        missed = cache.miss_headers(exchange.directives.cache)
+        exchange.response_extra = tuple(pair for pair in exchange.response_extra if pair not in missed)
+        if exchange.hide_usage:
+            entry = _without_usage(entry)
         return Hit(entry, cache.hit_headers(entry, index))
 
     async def _saved(self, key: bytes) -> None:
         """Wait for an answer that its client already has in full, but that is still on its way into the cache."""
         pending = self._saving.get(key)
-        if pending is not None and (pending[0].finished or pending[0].ended is not None):
+        if pending is not None and pending.answered:
             try:
-                await asyncio.wait_for(pending[1].wait(), SAVE_WAIT_SECONDS)
+                await asyncio.wait_for(pending.done.wait(), SAVE_WAIT_SECONDS)
             except TimeoutError:
-                pass  # as Helicone: a read that takes longer than two seconds is a miss
+                pending.forget()  # as Helicone: a read that takes longer than two seconds is a miss
 
     def _save_later(self, exchange: Exchange, key: bytes) -> None:
         exchange.keep_raw = True
-        done = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self._saving[key] = (exchange, done)
-
-        def forget() -> None:
-            done.set()
-            if self._saving.get(key, (None,))[0] is exchange:
-                del self._saving[key]
-
-        def save(exchange: Exchange, outcome: Outcome) -> None:
-            try:
-                self._save(exchange, outcome, key)
-            finally:
-                loop.call_soon_threadsafe(forget)
-
-        exchange.after.append(save)
+        exchange.after.append(_Saving(self, exchange, key))
 
     def _save(self, exchange: Exchange, outcome: Outcome, key: bytes) -> None:
         wanted = exchange.directives.cache
         raw = exchange.sink.raw if exchange.sink is not None else None
         if raw is None or exchange.answered_here:
             return
+        if exchange.aborted is not None and not raw.endswith((b"\n\n", b"\r\n\r\n")):
+            return  # the client left after the last event's first bytes, before its end
         if not cache.storable(outcome.status, outcome.complete, len(raw), wanted):
             return
         headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in exchange.response_headers]
@@ -370,11 +374,49 @@ class Gates:
         return moderation.is_flagged(status, body)
 
 
-def _asks(directives: Directives) -> bool:
+class _Saving:
+    """One answer that is to be cached: run by the recorder when it is complete, waited for by whoever asks again."""
+
+    def __init__(self, gates: Gates, exchange: Exchange, key: bytes) -> None:
+        self._gates, self._exchange, self._key = gates, exchange, key
+        self._loop = asyncio.get_running_loop()
+        self.done = asyncio.Event()
+        gates._saving[key] = self
+
+    @property
+    def answered(self) -> bool:
+        return self._exchange.finished or self._exchange.ended is not None
+
+    def __call__(self, exchange: Exchange, outcome: Outcome) -> None:
+        try:
+            self._gates._save(exchange, outcome, self._key)
+        finally:
+            self._loop.call_soon_threadsafe(self.forget)
+
+    def forget(self) -> None:
+        self.done.set()
+        if self._gates._saving.get(self._key) is self:
+            del self._gates._saving[self._key]
+
+
+def _without_usage(entry: CacheEntry) -> CacheEntry:
+    """A streamed entry without the usage chunk that we asked for; it was kept as the provider sent it."""
+    kind = next((value for name, value in entry.headers if name.lower() == "content-type"), "")
+    if not is_stream_type(kind) or any(name.lower() == "content-encoding" for name, _ in entry.headers):
+        return entry
+    hider = streamusage.UsageHider()
+    return replace(entry, body=hider.feed(entry.body) + hider.end())
+
+
+def refusal(directives: Directives) -> Answer | None:
+    """The answer to headers that contradict themselves or the contract, whatever else they ask for."""
+    return directives.error or retry.problem(directives.retry)
+
+
+def asks(directives: Directives) -> bool:
     """Whether these headers ask for more than to be noted."""
     return directives.present and bool(
-        directives.error
-        or directives.cache.wanted
+        directives.cache.wanted
         or directives.retry.enabled
         or directives.rate_limit_policy
         or directives.token_limit_handler

@@ -84,6 +84,13 @@ def _proxy_options(port: int, api_port: int | None) -> tuple[Callable[[Command],
             help="Add a header to every call that does not carry it, for example a Helicone-Property. Repeatable.",
         ),
         click.option(
+            "--allow-target",
+            "allowed_targets",
+            multiple=True,
+            metavar="HOST[:PORT]",
+            help="Let requests name this host as their target although it is no public address. Repeatable.",
+        ),
+        click.option(
             "--stream-usage",
             is_flag=True,
             help="Ask for usage in streamed OpenAI chats that do not, so that their tokens are exact.",
@@ -118,5 +125,6 @@ def _settings(values: dict[str, Any]) -> Any:
         upstream_ca=values.pop("upstream_ca"),
         mitm_options=tuple(values.pop("mitm_options")),
         default_headers=headers,
+        allowed_targets=tuple(name.lower() for name in values.pop("allowed_targets")),
         stream_usage=values.pop("stream_usage"),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +17,6 @@ from heliproxy.decode import Decoder
 from heliproxy.exchange import Attempt, Exchange
 from heliproxy.policies import retry
 from heliproxy.policies.answers import Answer, transport_answer, transport_kind
-from heliproxy.record import is_stream_type
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -25,7 +24,11 @@ if TYPE_CHECKING:
     from heliproxy.attempts import Judge, Outcome
 
 PEEK_DECODED = 1 << 20
-_TRANSPORT_STATUS = {"lost": 502, "timeout": 504, "unknown": 500}
+_TRANSPORT_STATUSES = (500, 502, 504)
+
+
+async def _nothing_in_the_way(flow: http.HTTPFlow) -> bool:
+    return False
 
 
 class Choice(Protocol):
@@ -42,6 +45,7 @@ class CallPlan:
     Args:
         choices: the upstreams to try in order, when there are several; the flow's request already names the first.
         apply: rewrites the flow's request for choice number n.
+        gates_answer: runs the gates for the choice just applied; True when they answered in place of the upstream.
         respond: turns an `Answer` into a mitmproxy response.
         exhausted: the answer when the last choice failed too, or None: pass on what came.
     """
@@ -52,6 +56,7 @@ class CallPlan:
     respond: Callable[[Answer], http.Response]
     choices: Sequence[Choice] = ()
     exhausted: Callable[[list[Attempt]], Answer | None] | None = None
+    gates_answer: Callable[[http.HTTPFlow], Awaitable[bool]] = _nothing_in_the_way
     sleep: Callable[[float], Any] = asyncio.sleep
     index: int = 0
     delay_s: float = 0.0
@@ -71,9 +76,9 @@ class CallPlan:
         return self.choices[self.index].matches(status) and (not last or self.exhausted is not None)
 
     def peek(self, status: int, headers: http.Headers) -> Judge | None:
-        if status != 200 or not is_stream_type(headers.get("content-type", "")):
+        if not (self.retrying or self.choices) or status != 200:
             return None
-        if "event-stream" not in headers["content-type"]:
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "text/event-stream":
             return None
         decoder = Decoder(headers.get("content-encoding"), PEEK_DECODED)
         seen = b""
@@ -99,13 +104,14 @@ class CallPlan:
             if wait is not None:
                 await self._wait(wait)
                 return True
-        as_status = status if status is not None else _TRANSPORT_STATUS[transport_kind(outcome.error or "")]
-        if self.index + 1 < len(self.choices) and self.choices[self.index].matches(as_status):
+        if self.index + 1 < len(self.choices) and self._moves_on(status):
             self.index += 1
             self.backoff.next_target()
             self.apply(flow, self.index)
             await self._wait(0.0)
-            return True
+            answered = await self.gates_answer(flow)
+            self.exchange.last_noted = answered
+            return not answered
         answer = self.exhausted(self.exchange.attempts) if self.exhausted is not None else None
         if answer is None and outcome.status is None and (outcome.earlier is None or self.choices):
             answer = transport_answer(outcome.error or "", transport_kind(outcome.error or ""))
@@ -116,6 +122,11 @@ class CallPlan:
             flow.response = self.respond(answer)
         self.exchange.last_noted = True
         return False
+
+    def _moves_on(self, status: int | None) -> bool:
+        choice = self.choices[self.index]
+        # Which of Helicone's three statuses a failure of the network has says little; onCodes means any of them.
+        return choice.matches(status) if status is not None else any(map(choice.matches, _TRANSPORT_STATUSES))
 
     async def _wait(self, seconds: float) -> None:
         self.delay_s = seconds

@@ -203,7 +203,8 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     body = _bodies(exchange, request, response, request_headers, response_headers, row)
     outcome = Outcome(
         status=status,
-        complete=exchange.aborted is None and reply.complete and error is None,
+        # A client that hangs up right after the last event has the whole answer; any other early end is an error.
+        complete=reply.complete and error is None,
         cost_usd=row.get("cost_usd"),
         usage=usage,
         row=row,

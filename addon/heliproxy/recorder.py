@@ -197,7 +197,8 @@ class Recorder:
         if self._pricing is None:
             self._pricing = self._load_pricing()
         record, outcome = build_record(exchange, self._pricing)
-        self._add(record)
+        if exchange.logged:
+            self._add(record)
         for act in exchange.after:
             self._act(act, exchange, outcome)
 

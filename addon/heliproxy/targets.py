@@ -13,10 +13,27 @@ from heliproxy import hosts
 from heliproxy.directives import Directives
 from heliproxy.hosts import Route
 from heliproxy.policies import target as named
-from heliproxy.policies.answers import Answer, DirectiveError, json_answer, text_answer
+from heliproxy.policies.answers import (
+    JSON_UTF8,
+    Answer,
+    DirectiveError,
+    exception_answer,
+    json_answer,
+    one_line,
+    text_answer,
+)
 
 _KEY_SEGMENT = re.compile(r"^/((?:sk|pk)-helicone[^/?#]*)")
-_SERVED_HERE = re.compile(r"^/(?:healthcheck|helicone/test|v1/feedback)$")
+_HOME_PAGES = {
+    "api.together.xyz": "https://together.xyz",
+    "openrouter.ai": "https://openrouter.ai",
+    "api.deepinfra.com": "https://deepinfra.com",
+    "api.groq.com": "https://groq.com",
+    "api.perplexity.ai": "https://api.perplexity.ai",
+    "api.fireworks.ai": "https://fireworks.ai",
+    "api.app.predibase.com": "https://app.predibase.com",
+}
+"""Where a browser that opens one of Helicone's hosts is sent (section 1 of the contract)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +74,56 @@ def of_added(method: str, host: str, path: str) -> Destination:
 
 def of_helicone(method: str, host: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
     """A request to one of Helicone's hosts."""
-    if _SERVED_HERE.match(path.partition("?")[0]):
-        return Destination("api", _nobody(host, path), path=path)
+    served = _served_here(method, host, path, directives)
+    if served is not None:
+        return served
     found = hosts.helicone_target(host, path)
     if found is None:
-        label = host.partition(".")[0]
-        return _refused(host, path, 500, f"Could not determine worker type: no provider is known for '{label}'")
+        return _nowhere(method, host, path)
     return _of_target(method, host, found, directives, allowed)
+
+
+def _served_here(method: str, host: str, path: str, directives: Directives) -> Destination | None:
+    """What every Helicone host answers by itself."""
+    plain = path.partition("?")[0]
+    if plain == "/v1/feedback":
+        return Destination("api", _nobody(host, path), path=path)
+    if method != "GET":
+        return None
+    if plain == "/healthcheck":
+        answer = Answer(200, (("content-type", JSON_UTF8),), b"")
+    elif plain == "/helicone/test":
+        answer = json_answer(200, {"test": "Hello World!", "properties": dict(directives.properties)})
+    else:
+        return None
+    return Destination("refused", _nobody(host, path), answer=answer, path=path)
+
+
+def _nowhere(method: str, host: str, path: str) -> Destination:
+    """A Helicone host, or a path on one, that stands for no provider."""
+    label = host.partition(".")[0]
+    if "firecrawl" in label and method == "GET" and path.partition("?")[0] == "/":
+        return _redirect(host, path, "https://firecrawl.dev")
+    if "llmmapper" in label or "qstash" in label:
+        answer = exception_answer("Unknown path")
+    else:
+        answer = exception_answer(f"Could not determine worker type: no provider is known for '{one_line(label)}'")
+    return Destination("refused", _nobody(host, path), answer=answer, path=path)
+
+
+def _redirect(host: str, path: str, location: str) -> Destination:
+    answer = Answer(301, (("location", location),), b"")
+    return Destination("refused", _nobody(host, path), answer=answer, path=path)
 
 
 def of_own_port(method: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
     """A request to the proxy port itself, in base-URL style; what is no gateway path is the API's."""
     found = hosts.gateway_target(path)
-    if found is None or _SERVED_HERE.match(found.path.partition("?")[0]):
-        return Destination("api", _nobody("", path), path=path if found is None else found.path)
+    served = _served_here(method, "", path if found is None else found.path, directives)
+    if served is not None:
+        return served
+    if found is None:
+        return Destination("api", _nobody("", path), path=path)
     return _of_target(method, "", found, directives, allowed)
 
 
@@ -85,6 +138,8 @@ def _of_target(
         return _ai_gateway(method, found.path)
     if found.kind == "gateway":
         return _gateway(method, found.path, directives, allowed)
+    if method == "GET" and found.host in _HOME_PAGES and found.path.partition("?")[0] == "/":
+        return _redirect(host, found.path, _HOME_PAGES[found.host])
     route = hosts.route(method, found.host, found.path) or _nobody(found.host, found.path)
     scheme = "http" if found.port in hosts.LOCAL_PORTS else "https"
     return Destination("provider", route, scheme, found.host, found.port, found.path)
@@ -102,6 +157,8 @@ def _ai_gateway(method: str, path: str) -> Destination:
 
 
 def _gateway(method: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
+    if directives.error is not None:
+        return Destination("refused", _nobody("gateway.helicone.ai", path), answer=directives.error, path=path)
     if directives.fallbacks:
         route = replace(route_by_path(method, path), provider="gateway", host="gateway.helicone.ai")
         return Destination("gateway", route, path=path)
