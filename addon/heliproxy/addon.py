@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -29,6 +28,7 @@ from heliproxy.exchange import Exchange
 from heliproxy.formats import FORMATS
 from heliproxy.gates import Hit, asks, refusal
 from heliproxy.home import default_home
+from heliproxy.ids import new_request_id
 from heliproxy.plan import CallPlan, backoff_of
 from heliproxy.policies.answers import Answer, exception_answer
 from heliproxy.policies.defaults import default_headers
@@ -36,6 +36,7 @@ from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
 from heliproxy.services import Services, open_services
 from heliproxy.settings import Settings, parse_upstreams
+from heliproxy.sockets import Socket
 from heliproxy.targets import Destination
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ PATIENCE_SECONDS = 1800
 """How long an upstream may think without sending a byte: what Helicone-Increase-Timeout asks for, for every call."""
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
+KEPT_MESSAGES = 20
+"""WebSocket messages that a flow keeps, for whoever looks at it."""
 REMEMBERED_HEADERS = 4096
 """Bytes of one call's headers up to which what they ask for is remembered."""
 _MARKER_TAIL = 64
@@ -124,6 +127,8 @@ class Heliproxy:
         """Calls to known hosts that are not inference, by flow id: passed on or answered here, never logged."""
         self.destinations: dict[str, Destination] = {}
         """Where each exchange under way is going, by flow id."""
+        self.sockets: dict[str, Socket] = {}
+        """Open WebSockets that carry calls, by flow id."""
         self.guarded: set[tuple[str, int]] = set()
         """Addresses that clients named as targets: to be public when they are dialled."""
         self.refused: Counter[str] = Counter()
@@ -207,6 +212,9 @@ class Heliproxy:
         deadline = time.monotonic() + DRAIN_SECONDS
         while self.live and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
+        for socket in self.sockets.values():
+            socket.close(True, "the proxy was stopped")
+        self.sockets.clear()
         for flow_id in list(self.live):
             exchange = self.live[flow_id]
             exchange.aborted = exchange.aborted or "client"
@@ -268,7 +276,7 @@ class Heliproxy:
         target_url = self._send_to(flow.request, destination) if destination.kind == "provider" else None
         self.destinations[flow.id] = destination
         self.live[flow.id] = Exchange(
-            id=directives.request_id or str(uuid.uuid4()),
+            id=directives.request_id or new_request_id(int(time.time() * 1000)),
             created_at=time.time(),
             started=started,
             route=route,
@@ -440,6 +448,9 @@ class Heliproxy:
             return
         exchange.status = response.status_code
         exchange.response_headers = response.headers.fields
+        if response.status_code == 101:
+            self._open_socket(flow, exchange)
+            return
         if exchange.attempts and not exchange.last_noted:
             plan = vars(flow).get("_heliproxy_plan")
             if plan is not None:
@@ -541,6 +552,43 @@ class Heliproxy:
         exchange.error = flow.error.msg
         exchange.aborted = flows.who_ended(flow)
         self._finish(flow.id)
+
+    # ---------------------------------------------------------------- WebSockets
+
+    def _open_socket(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+        """The upgrade was accepted: from here on the socket's messages are the calls, not the upgrade itself."""
+        del self.live[flow.id]
+        self.destinations.pop(flow.id, None)
+        self.sockets[flow.id] = Socket(
+            exchange,
+            finish=self.recorder.finish,
+            stream=self.recorder.stream,
+            new_id=lambda: new_request_id(int(time.time() * 1000)),
+            wall=time.time,
+            clock=time.perf_counter,
+        )
+
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        found = self.sockets.get(flow.id)
+        if found is None or flow.websocket is None:
+            return
+        messages = flow.websocket.messages
+        message = messages[-1]
+        if message.from_client:
+            found.from_client(message.content)
+        else:
+            found.from_server(message.content)
+        if len(messages) > KEPT_MESSAGES:
+            # mitmproxy keeps every message for as long as the socket is open, which may be for hours.
+            del messages[:-KEPT_MESSAGES]
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        found = self.sockets.pop(flow.id, None)
+        if found is not None and flow.websocket is not None:
+            by_client = bool(flow.websocket.closed_by_client)
+            found.close(by_client, f"the socket was closed by the {'client' if by_client else 'upstream'}")
+
+    # ---------------------------------------------------------------- the end
 
     def _finish(self, flow_id: str) -> None:
         """Hand an exchange to the recorder; a second call for the same one does nothing."""

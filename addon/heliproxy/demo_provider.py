@@ -10,12 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-ANSWERS = (
-    "A proxy that counts is worth two that guess.",
-    "Paris is the capital of France.",
-    "Two hydrogen atoms and one oxygen atom make one molecule of water.",
-    "Short answer: yes. Longer answer: measure it first, then decide.",
-)
+ANSWERS = {
+    "proxy": "A proxy that counts is worth two that guess.",
+    "France": "Paris is the capital of France.",
+    "water": "Two hydrogen atoms and one oxygen atom make one molecule of water.",
+    "measure": "Yes. Measure first, then decide.",
+    "word": "One word comes after the other.",
+    "go?": "Go to Lisbon in spring.",
+    "hotel": "The Alfama has small hotels with a view.",
+    "train": "The night train leaves at nine.",
+}
 CHUNK_SECONDS = 0.01
 
 
@@ -127,9 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _answer(body: dict[str, Any]) -> tuple[str, int]:
-    """An answer that is always the same for the same question, and the question's length in words."""
+    """An answer to the question, always the same one, and the question's length in words."""
     asked = json.dumps(body.get("messages", []))
-    return ANSWERS[len(asked) % len(ANSWERS)], len(asked.split())
+    text = next((answer for word, answer in ANSWERS.items() if word in asked), "I do not know.")
+    return text, len(asked.split())
 
 
 def _chat_events(head: dict[str, Any], text: str, usage: dict[str, Any], body: dict[str, Any]) -> Iterator[str]:

@@ -6,10 +6,11 @@ takes these values and returns these values. Nothing here knows mitmproxy, SQLit
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
+
+from heliproxy.ids import new_request_id
 
 if TYPE_CHECKING:
     from heliproxy.directives import Directives
@@ -205,6 +206,8 @@ class Exchange:
     """Properties that policies add to the client's own."""
     status_override: int | None = None
     """The row's status when it is not the HTTP status (a prompt threat)."""
+    warm_up: bool = False
+    """A socket's `response.create` that asks for nothing (`generate: false`): no call, unless tokens are reported."""
     keep_raw: bool = False
     """The recorder keeps the response's bytes as sent, for the cache."""
     hide_usage: bool = False
@@ -224,7 +227,7 @@ class Exchange:
     def side_call(self, path: str, format: str, body: bytes, now: float, clock: float) -> Exchange:
         """A call we make ourselves for this one, to be logged as its own: same provider, client and session."""
         return Exchange(
-            id=str(uuid.uuid4()),
+            id=new_request_id(int(now * 1000)),
             created_at=now,
             started=clock,
             route=replace(self.route, format=format, model=None),

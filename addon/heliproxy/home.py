@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DATABASE_NAME = "heliproxy.db"
+PRICES_DATE_NAME = "prices-date"
+"""Holds the date of the price data last used here: reports say its age without loading the data."""
+PRICES_STALE_DAYS = 45
 
 
 def default_home(environ: Mapping[str, str] | None = None, platform: str | None = None) -> Path:

@@ -53,6 +53,7 @@ M001 = (
         usage_json TEXT,
         lower_bound INTEGER,
         cost_usd REAL,
+        fees_usd REAL,
         cost_source TEXT,
         price_id TEXT,
         price_version TEXT,
@@ -68,6 +69,7 @@ M001 = (
         session_path TEXT,
         prompt_id TEXT,
         key_fingerprint TEXT,
+        auth_fingerprint TEXT,
         run_id TEXT,
         client TEXT,
         service_tier TEXT,
@@ -130,7 +132,8 @@ M001 = (
     """
     CREATE INDEX requests_report ON requests (
         created_at, provider, model, host, status, error_type, cache, usage_source, input_tokens, output_tokens,
-        cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd, saved_usd, latency_ms, user_id, session_id,
+        cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd, fees_usd, saved_usd, latency_ms, user_id,
+        session_id,
         run_id, key_fingerprint
     )
     """,

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .exchange import Usage
+from .home import PRICES_STALE_DAYS
 from .price_overrides import Override, Overrides, load_overrides
 from .price_rates import Rates, amounts_of, scale_rates
 from .price_supplement import Supplement, load_supplement
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STALE_DAYS = 45
+STALE_DAYS = PRICES_STALE_DAYS
 _MAX_NAME = 256
 _CACHED_MODELS = 4096
 

@@ -156,6 +156,8 @@ class Line:
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
     cost_usd: float | None = None
+    fees_usd: float | None = None
+    """What hosted tools (web search, file search) cost on top, by the price data."""
     saved_usd: float | None = None
     estimated: int = 0
     """Requests whose tokens were estimated."""
@@ -196,11 +198,12 @@ SUMS = f"""
     sum(r.cache_write_tokens),
     sum(r.reasoning_tokens),
     sum(r.cost_usd),
+    sum(r.fees_usd),
     sum(r.saved_usd),
     count(CASE r.usage_source WHEN 'estimated' THEN 1 END),
     sum(CASE WHEN r.cost_usd IS NULL THEN {UNPRICED} END)
 """
-COUNTS = (0, 1, 2, 3, 11, 12)
+COUNTS = (0, 1, 2, 3, 12, 13)
 
 SORTS = {
     "cost": attrgetter("cost_usd"),
@@ -225,7 +228,7 @@ class Tally:
     __slots__ = ("latencies", "sums")
 
     def __init__(self) -> None:
-        self.sums: list[Any] = [None] * 13
+        self.sums: list[Any] = [None] * 14
         self.latencies: list[float] = []
 
     def add(self, sums: Sequence[Any], latencies: str | None) -> None:

@@ -43,6 +43,9 @@ STORED_LIMIT = 1024 * 1024
 STREAM_LIMIT = 256 * 1024 * 1024
 """Decoded bytes of one stream we read before giving up on it (hours of tokens; a bomb is stopped)."""
 
+USAGE_LIMIT = 64 * 1024
+"""Characters of a provider's usage object that are kept."""
+
 STREAM_TYPES = (
     "text/event-stream",
     "application/x-ndjson",
@@ -205,11 +208,17 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         status=status,
         # A client that hangs up right after the last event has the whole answer; any other early end is an error.
         complete=reply.complete and error is None,
-        cost_usd=row.get("cost_usd"),
+        cost_usd=_total(row),
         usage=usage,
         row=row,
     )
     return Record(row, {**exchange.directives.properties, **exchange.properties}, body), outcome
+
+
+def _total(row: Mapping[str, Any]) -> float | None:
+    """Everything the call cost, fees of hosted tools included; None when its price is not known."""
+    cost: float | None = row.get("cost_usd")
+    return None if cost is None else cost + (row.get("fees_usd") or 0.0)
 
 
 def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Reply, bytes, str | None, bool]:
@@ -310,13 +319,21 @@ def _who(exchange: Exchange, ask: Ask, headers: Mapping[str, str], secret: bytes
     auth = directives.auth_value
     return {
         "user_id": directives.user_id or ask.user,
-        "session_id": directives.session_id,
+        "session_id": directives.session_id or _own_session(headers),
         "session_name": directives.session_name,
         "session_path": directives.session_path,
         "prompt_id": directives.prompt.id,
         "key_fingerprint": fingerprint(secret, key) if key else None,
         "auth_fingerprint": fingerprint(secret, auth) if auth else None,
     }
+
+
+# Where coding agents name their own sessions: Claude Code, Codex, opencode.
+_SESSION_HEADERS = ("x-claude-code-session-id", "session-id", "session_id", "x-session-id")
+
+
+def _own_session(headers: Mapping[str, str]) -> str | None:
+    return next((headers[name][:256] for name in _SESSION_HEADERS if headers.get(name)), None)
 
 
 def _price(
@@ -332,7 +349,7 @@ def _price(
     usage, source, lower_bound = reply.usage, "none", 0
     billable = exchange.status is not None and is_success(exchange.status) and not exchange.answered_here
     cut = not reply.complete and reply.error is None
-    if usage is not None and not cut:
+    if usage is not None and not cut and usage.input_tokens is not None:
         source = "provider"
     elif billable and reply.error is None and exchange.route.format:
         estimate = pricing.estimate(
@@ -345,7 +362,7 @@ def _price(
     row["usage_source"] = source
     row["lower_bound"] = lower_bound
     if reply.usage_json is not None:
-        row["usage_json"] = json.dumps(reply.usage_json, ensure_ascii=False, separators=(",", ":"))
+        row["usage_json"] = _json_text(reply.usage_json)
     if usage is None:
         return None
     row.update(
@@ -369,13 +386,24 @@ def _price(
         context.setdefault("processing", "batch")
     models = _price_models(row, exchange)
     cost = pricing.prices.cost(
-        exchange.route.provider, models, usage, datetime.fromtimestamp(exchange.created_at, UTC), context
+        exchange.route.price_provider or exchange.route.provider, models, usage, datetime.fromtimestamp(exchange.created_at, UTC), context
     )
     if cost is not None:
         row.update(
-            cost_usd=cost.usd, cost_source=cost.source, price_id=cost.price_id, price_version=cost.version
+            cost_usd=cost.usd,
+            fees_usd=sum(cost.inferred.values()) or None,
+            cost_source=cost.source,
+            price_id=cost.price_id,
+            price_version=cost.version,
         )
     return usage
+
+
+def _json_text(value: Any) -> str | None:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))[:USAGE_LIMIT]
+    except (ValueError, RecursionError):
+        return None
 
 
 def _price_models(row: Mapping[str, Any], exchange: Exchange) -> list[str]:

@@ -321,6 +321,7 @@ COST_COLUMNS = (
     Column("cache_read_tokens", "cached", "int", 4),
     Column("reasoning_tokens", "reasoning", "int", 5),
     Column("cost_usd", "cost", "usd"),
+    Column("fees_usd", "tool fees", "usd", 7),
     Column("saved_usd", "saved", "usd", 3),
     Column("p50_ms", "p50", "ms", 2),
     Column("p95_ms", "p95", "ms", 2),

@@ -10,14 +10,15 @@ import sqlite3
 import sys
 import time
 from contextlib import closing
-from datetime import UTC, datetime, tzinfo
+from dataclasses import replace
+from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from heliproxy import queries, report, times
-from heliproxy.home import DATABASE_NAME, default_home
+from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, PRICES_STALE_DAYS, default_home
 from heliproxy.migrations import SchemaError
 from heliproxy.queries import Filters
 from heliproxy.report import Column, Table
@@ -229,7 +230,24 @@ def costs(
     descending = (order or default_order(sort)) == "desc"
     with closing(open_database(db, home)) as conn:
         result = queries.costs(conn, groups, filters, zone=zone, sort=sort, top=top, descending=descending)
-    write(costs_table(result, filters, zone), "json" if as_json else form, no_color, NOTHING)
+    shown = "json" if as_json else form
+    table = costs_table(result, filters, zone, price_notes(database_path(db, home).parent, datetime.now(UTC).date()))
+    if shown in ("table", "md") and not result.total.fees_usd:
+        table = replace(table, columns=tuple(c for c in table.columns if c.key != "fees_usd"))
+    write(table, shown, no_color, NOTHING)
+
+
+def price_notes(home: Path, today: date) -> list[str]:
+    """How old the price data is that this home's rows are priced with; loud when it is stale."""
+    try:
+        made = date.fromisoformat((home / PRICES_DATE_NAME).read_text("ascii").strip())
+    except (OSError, ValueError):
+        return []
+    age = (today - made).days
+    note = f"prices of {made.isoformat()} ({age} day{'' if age == 1 else 's'} old)"
+    if age > PRICES_STALE_DAYS:
+        note += ": newer ones with `heliproxy prices update`"
+    return [note]
 
 
 def default_order(sort: str | None) -> str:
@@ -521,6 +539,8 @@ def fact_lines(pairs: Sequence[tuple[str, Any]]) -> list[str]:
 def cost_facts(row: Row) -> list[tuple[str, Any]]:
     cost = "unknown" if row["cost_usd"] is None else f"${report.decimal_text(row['cost_usd'])}"
     pairs: list[tuple[str, Any]] = [("cost", cost)]
+    if row["fees_usd"]:
+        pairs.append(("tool fees", f"${report.decimal_text(row['fees_usd'])} on top"))
     pairs += facts(row, (("from", "cost_source"), ("price", "price_id"), ("prices of", "price_version")))
     if row["saved_usd"]:
         pairs.append(("saved", f"${report.decimal_text(row['saved_usd'])}"))

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from heliproxy.gates import Gates
-from heliproxy.home import DATABASE_NAME, make_private_folder
+from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, make_private_folder
 from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
 from heliproxy.secrets import install_secret
@@ -142,7 +142,10 @@ def _pricing(settings: Settings, secret: bytes) -> Pricing:
     from heliproxy.pricing import Prices
     from heliproxy.tokens import estimate
 
-    return Pricing(Prices(settings.home), estimate, secret)
+    prices = Prices(settings.home)
+    if prices.snapshot_date is not None:
+        (settings.home / PRICES_DATE_NAME).write_text(prices.snapshot_date.isoformat(), "ascii")
+    return Pricing(prices, estimate, secret)
 
 
 def post(settings: Settings, url: str, headers: list[tuple[str, str]], body: bytes) -> tuple[int, bytes]:
