@@ -1,0 +1,65 @@
+"""The cache: hits, money and time saved, the answers used most, and clearing it."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from heliproxy import queries, queries_pages
+from heliproxy.api.pages.context import Pages
+from heliproxy.api.pages.overview import charts
+from heliproxy.api.pages.render import HEADERS, page
+from heliproxy.api.pages.window import kept_params, read_filters, read_window
+
+logger = logging.getLogger(__name__)
+
+
+def cache(pages: Pages, request: Request) -> Response:
+    params = request.query_params
+    now = pages.now()
+    window = read_window(params, now, pages.zone, default="30d")
+    filters = window.filters(read_filters(params)[0])
+    with pages.readers.connection() as conn:
+        costs = queries.costs(conn, ("model",), filters, zone=pages.zone, sort="saved")
+        entries = queries_pages.top_cached(conn, filters)
+        saved_ms = queries_pages.saved_time(conn, filters)
+        plots = charts(conn, window, filters, "model", now, pages)
+    return page(
+        request,
+        "cache.html",
+        window=window,
+        params=kept_params(params),
+        total=costs.total,
+        models=[line for line in costs.lines if line.hits][:20],
+        entries=entries,
+        saved_ms=saved_ms,
+        stats=stats(pages),
+        plots=plots,
+        zone=pages.zone,
+    )
+
+
+def stats(pages: Pages) -> dict[str, Any] | None:
+    """What is stored now; None when nothing ever was, or it cannot be read."""
+    if not pages.state.path.exists():
+        return None
+    try:
+        return pages.cache.stats(pages.now().timestamp())
+    except (sqlite3.Error, OSError) as e:
+        logger.warning("the cache cannot be shown: %s", e)
+        return None
+
+
+def clear(pages: Pages, request: Request) -> Response:
+    """Remove every cached answer; JSON in and out, as the rest of the API."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return JSONResponse({"data": None, "error": "expected content-type application/json"}, 415, HEADERS)
+    try:
+        removed = pages.cache.clear() if pages.state.path.exists() else 0
+    except (sqlite3.Error, OSError) as e:
+        return JSONResponse({"data": None, "error": str(e)}, 500, HEADERS)
+    return JSONResponse({"data": {"removed": removed}, "error": None}, 200, HEADERS)

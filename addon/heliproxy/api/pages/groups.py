@@ -1,0 +1,97 @@
+"""Users and properties: requests, tokens and dollars by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from heliproxy import queries, queries_pages
+from heliproxy.api.pages.context import Pages
+from heliproxy.api.pages.overview import charts, group_name, group_url, line_values
+from heliproxy.api.pages.render import page
+from heliproxy.api.pages.window import Window, kept_params, read_filters, read_window
+from heliproxy.queries import Costs
+
+SHOWN = 200
+
+
+def users(pages: Pages, request: Request) -> Response:
+    params = request.query_params
+    now = pages.now()
+    window = read_window(params, now, pages.zone, default="30d")
+    filters = window.filters(read_filters(params)[0])
+    with pages.readers.connection() as conn:
+        costs = queries.costs(conn, ("user",), filters, zone=pages.zone, sort=_sort(params.get("sort")))
+        seen = queries_pages.seen_times(conn, filters)
+        plots = charts(conn, window, filters, "user", now, pages)
+    rows = [row | {"seen": seen.get(row["key"][0] or "")} for row in values("user", costs, window)]
+    return page(
+        request,
+        "groups.html",
+        title="Users",
+        column="User",
+        path="/users",
+        key=None,
+        keys=[],
+        window=window,
+        params=kept_params(params),
+        rows=rows,
+        total=costs.total,
+        groups=costs.groups,
+        top=_top(costs),
+        plots=plots,
+        zone=pages.zone,
+        hint="Set the header Helicone-User-Id, or the API's own user field.",
+    )
+
+
+def properties(pages: Pages, request: Request) -> Response:
+    params = request.query_params
+    now = pages.now()
+    window = read_window(params, now, pages.zone, default="30d")
+    filters = window.filters(read_filters(params)[0])
+    with pages.readers.connection() as conn:
+        keys = queries_pages.property_keys(conn, filters)
+        key = params.get("key", "")[:64] or (keys[0][0] if keys else "")
+        costs = Costs((), [], queries.Line(()), 0)
+        plots: dict[str, Any] = {}
+        if key:
+            group = f"property:{key}"
+            costs = queries.costs(conn, (group,), filters, zone=pages.zone, sort=_sort(params.get("sort")))
+            plots = charts(conn, window, filters, group, now, pages)
+    return page(
+        request,
+        "groups.html",
+        title="Properties",
+        column=key,
+        path="/properties",
+        key=key,
+        keys=keys,
+        window=window,
+        params=kept_params(params) | ({"key": key} if key else {}),
+        rows=[row | {"seen": None} for row in values(f"property:{key}", costs, window)],
+        total=costs.total,
+        groups=costs.groups,
+        top=_top(costs),
+        plots=plots,
+        zone=pages.zone,
+        hint="Set headers such as Helicone-Property-Environment: production; each becomes a column.",
+    )
+
+
+def _sort(name: str | None) -> str | None:
+    return name if name in queries.SORTS else None
+
+
+def _top(costs: Costs) -> float:
+    return max((line.cost_usd or 0.0 for line in costs.lines), default=0.0)
+
+
+def values(group: str, costs: Costs, window: Window) -> list[dict[str, Any]]:
+    return [
+        line_values(line)
+        | {"name": group_name(group, line.key[0]), "url": group_url(group, line.key[0], window), "tokens": line.tokens}
+        for line in costs.lines[:SHOWN]
+    ]

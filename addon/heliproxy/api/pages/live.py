@@ -1,0 +1,99 @@
+"""New rows as server-sent events: at most two batches a second, each of a bounded size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from typing import Any
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from heliproxy.api.pages.context import Pages
+from heliproxy.api.pages.render import HEADERS, environment
+from heliproxy.api.pages.window import read_filters
+from heliproxy.migrations import SchemaError
+from heliproxy.queries import Filters, Follower, Row
+from heliproxy.store import open_reader
+
+logger = logging.getLogger(__name__)
+
+EVERY_SECONDS = 0.5
+ROWS = 60
+"""Rows drawn of one batch: more than fit on a screen are not worth drawing."""
+BEAT_SECONDS = 15.0
+"""A comment is sent after this long without news, so that a dead connection is noticed."""
+MOST = 32
+"""Streams at once."""
+
+
+class Live:
+    """The endpoint, and how many listen to it."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._listening = 0
+
+    async def __call__(self, request: Request) -> Response:
+        if self._listening >= MOST:
+            return Response("too many open pages\n", 503, HEADERS, "text/plain")
+        filters, _ = read_filters(request.query_params)
+        text = request.query_params.get("q", "").strip().lower()[:200]
+        columns = request.query_params.getlist("column")[:10]
+        draw = request.query_params.get("page") == "requests"
+        return StreamingResponse(
+            self._events(filters, text, columns, draw), media_type="text/event-stream", headers=HEADERS
+        )
+
+    async def _events(self, filters: Filters, text: str, columns: list[str], draw: bool) -> AsyncIterator[str]:
+        self._listening += 1
+        follower: Follower | None = None
+        conn: sqlite3.Connection | None = None
+        silent = 0.0
+        try:
+            yield "retry: 3000\n\n"
+            while not self._pages.stopping():
+                try:
+                    if follower is None:
+                        conn = await to_thread.run_sync(open_reader, self._pages.readers.path)
+                        follower = await to_thread.run_sync(Follower, conn, filters)
+                    rows = await to_thread.run_sync(follower.poll)
+                except (OSError, sqlite3.Error, SchemaError):
+                    # No file yet, or one that was just replaced: look again.
+                    follower, rows = None, []
+                    if conn is not None:
+                        conn.close()
+                        conn = None
+                rows = [row for row in rows if not text or contains(row, text)]
+                if rows:
+                    silent = 0.0
+                    yield event(rows, columns, draw, self._pages.zone)
+                else:
+                    silent += EVERY_SECONDS
+                    if silent >= BEAT_SECONDS:
+                        silent = 0.0
+                        yield ": still here\n\n"
+                await asyncio.sleep(EVERY_SECONDS)
+        finally:
+            self._listening -= 1
+            if conn is not None:
+                conn.close()
+
+
+def contains(row: Row, text: str) -> bool:
+    return any(
+        text in (row[name] or "").lower() for name in ("preview", "answer_preview", "error", "session_name", "id")
+    )
+
+
+def event(rows: list[Row], columns: list[str], draw: bool, zone: Any) -> str:
+    """One event: how many rows are new, and the last of them as table rows, newest first."""
+    html = ""
+    if draw:
+        template = environment().get_template("rows.html")
+        html = template.render(rows=rows[: -ROWS - 1 : -1], columns=columns, zone=zone)
+    return f"event: rows\ndata: {json.dumps({'count': len(rows), 'html': html})}\n\n"
