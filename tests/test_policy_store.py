@@ -298,7 +298,7 @@ def log_with(path: Path, rows: list[tuple[str, str, str, float | None]]) -> Path
         "CREATE TABLE IF NOT EXISTS properties (request_id, key, value, PRIMARY KEY (request_id, key));"
     )
     for request_id, created_at, user, cost in rows:
-        conn.execute("INSERT INTO requests VALUES (?, ?, ?, 's', 'm', ?)", (request_id, created_at, user, cost))
+        conn.execute("INSERT INTO requests (id, created_at, user_id, session_id, model, cost_usd) VALUES (?, ?, ?, 's', 'm', ?)", (request_id, created_at, user, cost))
         conn.execute("INSERT INTO properties VALUES (?, 'Team', ?)", (request_id, f"t-{user}"))
     conn.commit()
     conn.close()
