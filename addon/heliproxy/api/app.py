@@ -1,45 +1,120 @@
-"""The app: every route, in one list."""
+"""The app: every route in one table, behind one guard."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from heliproxy import __version__
+from heliproxy.api import feedback, logs, requests
+from heliproxy.api.endpoint import Api, Call, Endpoint, failure, run
+from heliproxy.api.errors import ApiError
+from heliproxy.api.guard import Guard
+from heliproxy.secrets import install_secret
 
 if TYPE_CHECKING:
     from heliproxy.addon import Heliproxy
 
+logger = logging.getLogger(__name__)
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *requests.ENDPOINTS,
+    *feedback.ENDPOINTS,
+    *logs.ENDPOINTS,
+)
+
 
 def build(addon: Heliproxy) -> Starlette:
-    app = Starlette(routes=[Route("/health", health)], exception_handlers={HTTPException: http_error})
+    secret = cache(lambda: install_secret(addon.settings.home))
+    api = Api(addon, secret)
+    app = Starlette(
+        routes=[Route("/health", health), *routes(api, ENDPOINTS)],
+        middleware=[Middleware(Guard, token=lambda: api.token)],
+        exception_handlers={
+            ApiError: api_error,
+            HTTPException: http_error,
+            ClientDisconnect: disconnected,
+            sqlite3.Error: database_error,
+            Exception: unexpected,
+        },
+    )
     app.state.addon = addon
+    app.state.api = api
     return app
+
+
+def routes(api: Api, endpoints: Sequence[Endpoint]) -> list[BaseRoute]:
+    """One route a path, so that a wrong method is answered with all the right ones. Paths without parameters first."""
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in endpoints:
+        by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+    ordered = sorted(by_path, key=lambda path: path.count("{"))
+    return [Route(path, dispatcher(api, by_path[path]), methods=list(by_path[path])) for path in ordered]
+
+
+def dispatcher(api: Api, methods: Mapping[str, Endpoint]) -> Callable[[Request], Any]:
+    async def dispatch(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await run(methods[method], Call(api, request))
+
+    return dispatch
 
 
 async def health(request: Request) -> Response:
     """What works and what was lost; 200 also when degraded, for the proxy itself goes on."""
     recorder = request.app.state.addon.recorder
-    counters = recorder.counters
-    lost = counters.lost_rows + counters.lost_bodies
+    counters, writer = recorder.counters, recorder.writer
+    lost_rows = counters.lost_rows + (writer.lost_rows if writer is not None else 0)
+    lost_bodies = counters.lost_bodies + (writer.lost_bodies if writer is not None else 0)
+    errors = counters.errors + (writer.errors if writer is not None else 0)
+    healthy = recorder.alive and not lost_rows and not lost_bodies and not errors
     return JSONResponse(
         {
-            "status": "ok" if recorder.alive and not lost and not counters.errors else "degraded",
+            "status": "ok" if healthy else "degraded",
             "version": __version__,
+            "recorder": "running" if recorder.alive else "stopped",
             "rows": counters.rows,
-            "lost_rows": counters.lost_rows,
-            "lost_bodies": counters.lost_bodies,
-            "errors": counters.errors,
-            "last_error": counters.last_error,
+            "waiting": recorder._queue.qsize(),
+            "lost_rows": lost_rows,
+            "lost_bodies": lost_bodies,
+            "errors": errors,
         }
     )
 
 
+async def api_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    assert isinstance(error, ApiError)
+    return failure(error.message, error.status)
+
+
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"data": None, "error": error.detail}, error.status_code, error.headers)
+    if error.status_code == 404:
+        return failure(f"there is no {request.method} {request.url.path[:200]} here", 404)
+    response = failure(error.detail, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def disconnected(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return Response(status_code=499)
+
+
+async def database_error(request: Request, error: Exception) -> Response:
+    logger.warning("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    return failure(f"the database failed: {error}", 503)
+
+
+async def unexpected(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return failure("an error in heliproxy; its log says more", 500)

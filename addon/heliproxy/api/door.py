@@ -1,0 +1,77 @@
+"""The app without a socket: one buffered request in, one buffered answer out. For requests that come by the proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from heliproxy.api.guard import App
+
+HeaderFields = Iterable[tuple[bytes, bytes]]
+
+
+async def respond(
+    app: App,
+    method: str,
+    path: str,
+    query: str,
+    headers: HeaderFields,
+    body: bytes,
+    client: tuple[str, int] | None,
+    scheme: str = "https",
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Run the ASGI app for one request.
+
+    Args:
+        path: as sent, percent-encoded, without the query.
+        query: without the question mark.
+        client: address of the client.
+        scheme: that the client used; links in answers have it too.
+
+    Returns:
+        Status, header fields (names in lower case) and the whole body.
+    """
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method.upper(),
+        "scheme": scheme,
+        "path": unquote(path),
+        "raw_path": path.encode("utf-8", "surrogateescape"),
+        "query_string": query.encode("utf-8", "surrogateescape"),
+        "root_path": "",
+        # A content length and chunking are of the wire, which this body has left behind.
+        "headers": [
+            (name.lower(), value)
+            for name, value in headers
+            if name.lower() not in (b"content-length", b"transfer-encoding")
+        ]
+        + [(b"content-length", str(len(body)).encode())],
+        "client": client,
+        "server": None,
+        "state": {},
+    }
+    sent = False
+    status = 500
+    fields: list[tuple[bytes, bytes]] = []
+    parts: list[bytes] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        nonlocal sent
+        if sent:
+            return {"type": "http.disconnect"}
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal status, fields
+        if message["type"] == "http.response.start":
+            status, fields = message["status"], list(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+
+    await app(scope, receive, send)
+    return status, fields, b"".join(parts)

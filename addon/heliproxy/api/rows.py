@@ -1,0 +1,175 @@
+"""A stored request as Helicone's `HeliconeRequest` (helicone-api.md section 1.4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from heliproxy.api.answer import whole_response
+from heliproxy.bodies import Body
+from heliproxy.formats.reading import load
+from heliproxy.queries import Row, add_properties, fetch_rows
+from heliproxy.times import stored_time
+
+
+def request_rows(conn: sqlite3.Connection, ids: Sequence[str]) -> list[Row]:
+    """The rows of these requests with `properties`, `scores` and `rating`, in the order of `ids`; unknown ids are
+    left out."""
+    found: dict[str, Row] = {}
+    for i in range(0, len(ids), 500):
+        part = list(ids[i : i + 500])
+        marks = ", ".join("?" * len(part))
+        rows = fetch_rows(conn, f"SELECT * FROM requests WHERE id IN ({marks})", part)
+        add_properties(conn, rows)
+        for row in rows:
+            row["scores"], row["rating"] = {}, None
+            found[row["id"]] = row
+        for request_id, name, value in conn.execute(
+            f"SELECT request_id, name, value FROM scores WHERE request_id IN ({marks}) ORDER BY request_id, name", part
+        ):
+            if request_id in found:
+                found[request_id]["scores"][name] = value
+        for request_id, value, at in conn.execute(
+            f"SELECT request_id, value, created_at FROM feedback WHERE name = 'rating' AND request_id IN ({marks})",
+            part,
+        ):
+            if request_id in found:
+                found[request_id]["rating"] = (value, at)
+    return [found[request_id] for request_id in dict.fromkeys(ids) if request_id in found]
+
+
+def helicone_request(row: Row, body_url: str | None) -> dict[str, Any]:
+    """One row in Helicone's words. Bodies are placeholders; the real ones are at `body_url`."""
+    rating, rated_at = row["rating"] or (None, None)
+    cost = finite(row["cost_usd"])
+    return {
+        "response_id": row["response_id"] or row["id"],
+        "response_created_at": ended_at(row),
+        "response_body": {},
+        "response_status": row["status"] if row["status"] is not None else 0,
+        "response_model": row["response_model"],
+        "request_id": row["id"],
+        "request_created_at": row["created_at"],
+        "request_body": {},
+        "request_path": target_url(row),
+        "request_user_id": row["user_id"],
+        "request_properties": row["properties"] or None,
+        "request_model": row["request_model"],
+        "model_override": None,
+        "helicone_user": None,
+        "provider": (row["provider"] or "custom").upper(),
+        "delay_ms": rounded(row["latency_ms"]),
+        "time_to_first_token": rounded(row["ttft_ms"]),
+        "total_tokens": total(row["input_tokens"], row["output_tokens"]),
+        "prompt_tokens": less(
+            row["input_tokens"], row["cache_read_tokens"], row["cache_write_tokens"], row["input_audio_tokens"]
+        ),
+        "prompt_cache_write_tokens": row["cache_write_tokens"],
+        "prompt_cache_read_tokens": row["cache_read_tokens"],
+        "completion_tokens": less(row["output_tokens"], row["reasoning_tokens"], row["output_audio_tokens"]),
+        "reasoning_tokens": row["reasoning_tokens"],
+        "prompt_audio_tokens": row["input_audio_tokens"],
+        "completion_audio_tokens": row["output_audio_tokens"],
+        "cost": cost,
+        "costUSD": cost,
+        "prompt_id": row["prompt_id"],
+        "prompt_version": None,
+        "feedback_created_at": rated_at,
+        "feedback_id": None if rating is None else row["id"],
+        "feedback_rating": None if rating is None else rating == "true",
+        "signed_body_url": body_url,
+        "llmSchema": None,
+        "country_code": None,
+        "asset_ids": None,
+        "asset_urls": None,
+        "scores": row["scores"] or None,
+        "properties": row["properties"],
+        "assets": [],
+        "target_url": target_url(row),
+        "model": row["model"] or "",
+        "cache_reference_id": row["cache_reference_id"],
+        "cache_enabled": row["cache"] is not None,
+        "updated_at": row["created_at"],
+        "request_referrer": None,
+        "ai_gateway_body_mapping": None,
+        "storage_location": "sqlite",
+    }
+
+
+def bodies_of(body: Body | None) -> dict[str, Any]:
+    """Both bodies as `{request, response}`: JSON where they are JSON, text otherwise, {} where nothing is kept.
+
+    A streamed response is put together to what the same call would have answered without streaming; the stream
+    itself is beside it as `streamed_data`.
+    """
+    if body is None:
+        return {"request": {}, "response": {}}
+    return {
+        "request": value_of(body.request),
+        "response": whole_response(body.response, body.response_type, value_of),
+    }
+
+
+def value_of(raw: bytes | None) -> Any:
+    if not raw:
+        return {}
+    value = load(raw)
+    return raw.decode("utf-8", "replace") if value is None else without_odd_numbers(value)
+
+
+def without_odd_numbers(value: Any) -> Any:
+    """A JSON value without infinities (1e999), which JSON cannot hold."""
+    if isinstance(value, float):
+        return finite(value)
+    if isinstance(value, list):
+        return [without_odd_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_odd_numbers(item) for name, item in value.items()}
+    return value
+
+
+def finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def total(*counts: int | None) -> int | None:
+    known = [value for value in counts if value is not None]
+    return sum(known) if known else None
+
+
+def less(whole: int | None, *parts: int | None) -> int | None:
+    """What is left of a count without its parts."""
+    return None if whole is None else max(0, whole - sum(part or 0 for part in parts))
+
+
+def target_url(row: Mapping[str, Any]) -> str:
+    """The address the call went to."""
+    if row["target_url"]:
+        return f"{row['target_url']}{row['path'] or ''}"
+    return f"https://{row['host']}{row['path'] or ''}" if row["host"] else row["path"] or ""
+
+
+def ended_at(row: Mapping[str, Any]) -> str | None:
+    if row["status"] is None:
+        return None
+    try:
+        at = datetime.fromisoformat(row["created_at"]) + timedelta(milliseconds=row["latency_ms"] or 0)
+        return stored_time(at)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+UrlFor = Callable[[str], str]
+"""The signed link to the bodies of a request id."""
