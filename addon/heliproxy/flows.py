@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import http
+from mitmproxy.net.http import status_codes
 
 from heliproxy import attempts
 from heliproxy.directives import is_helicone_header, signed_headers
@@ -47,16 +48,17 @@ def without(fields: Fields, name: bytes) -> Fields:
 def is_own_port(flow: http.HTTPFlow) -> bool:
     """Whether a request is addressed to our own proxy port (base-URL style), not through it to somewhere else.
 
-    The name in it plays no part: in a container the proxy has other names than here, and dialling ourselves helps nobody.
+    The name in it plays no part: in a container the proxy has other names than here, and dialling ourselves helps
+    nobody.
     """
     request, own = flow.request, flow.client_conn.sockname
     if request.scheme != "http" or request.port != own[1]:
         return False
-    return not flow.client_conn.tls_established or request.host in LOOPBACK
+    return bool(not flow.client_conn.tls_established or request.host in LOOPBACK)
 
 
 def is_websocket(request: http.Request) -> bool:
-    return request.headers.get("upgrade", "").lower() == "websocket"
+    return str(request.headers.get("upgrade", "")).lower() == "websocket"
 
 
 def strip_helicone(request: http.Request) -> None:
@@ -107,9 +109,14 @@ def response_of_hit(hit: Hit) -> http.Response:
 
 def _response(status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> http.Response:
     fields = [(name.encode("latin-1", "replace"), value.encode("utf-8", "surrogateescape")) for name, value in headers]
-    fields.append((b"content-length", str(len(body)).encode()))
+    return _raw_response(status, fields, body)
+
+
+def _raw_response(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> http.Response:
     # Not Response.make: it would encode a body that is encoded already.
-    return http.Response(b"HTTP/1.1", status, http.status_codes.RESPONSES.get(status, "").encode(), http.Headers(fields), body, None, 0, 0)
+    headers = http.Headers([*fields, (b"content-length", str(len(body)).encode())])
+    reason = status_codes.RESPONSES.get(status, "").encode()
+    return http.Response(b"HTTP/1.1", status, reason, headers, body, None, 0, 0)
 
 
 def header_text(text: str) -> str:
@@ -147,10 +154,11 @@ async def ask_app(app: Any, request: http.Request, path: str) -> http.Response:
 
     plain, _, query = path.partition("?")
     status, headers, body = await respond(
-        app, request.method, plain, query, text_fields(request.headers.fields), request.raw_content or b"", None
+        app, request.method, plain, query, request.headers.fields, request.raw_content or b"", None, request.scheme
     )
-    kept = tuple((n, v) for n, v in headers if n.lower() not in ("content-length", "transfer-encoding"))
-    return _response(status, kept, body)
+    return _raw_response(
+        status, [(n, v) for n, v in headers if n not in (b"content-length", b"transfer-encoding")], body
+    )
 
 
 async def public_address(host: str, port: int) -> tuple[str | None, tuple[str, int] | None]:

@@ -84,7 +84,9 @@ class Gates:
         self.budgets = BudgetStore(self.state, home / DATABASE_NAME)
         self._saving: dict[bytes, _Saving] = {}
         self._rules: tuple[float, security.Rules | None] = (-1.0, None)
-        self.side_calls: Callable[[Exchange], None] = lambda exchange: None
+        self.clock: Callable[[], float] = time.time
+        """Unix seconds, by which cached answers expire."""
+        self.side_calls: Callable[[Exchange], None] = lambda _: None
         """Takes a side call (moderation) as an exchange of its own, to be recorded."""
 
     def close(self) -> None:
@@ -161,7 +163,7 @@ class Gates:
         if signed_headers(lower_headers(exchange.request_headers).get("authorization")):
             return body
         try:
-            fitted = await _in_thread(tokenlimit.apply, body, handler, exchange.directives.model_override)
+            fitted: bytes | None = await _in_thread(tokenlimit.apply, body, handler, exchange.directives.model_override)
         except Exception as e:
             logger.warning("token limit handler failed: %s", e, exc_info=e)
             exchange.warnings.append(f"Helicone-Token-Limit-Exception-Handler failed ({e}); the body was not changed")
@@ -189,7 +191,7 @@ class Gates:
         )
         if wanted.read:
             await self._saved(key)
-            now = time.time()
+            now = self.clock()
             entries = self.cache.lookup_memory(key, wanted.bucket, now)
             if entries is None:
                 entries = await _in_thread(self.cache.lookup_disk, key, wanted.bucket, now)
@@ -236,7 +238,7 @@ class Gates:
             return
         headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in exchange.response_headers]
         row = outcome.row
-        now = time.time()
+        now = self.clock()
         entry = CacheEntry(
             status=200,
             headers=cache.replayed_headers(headers),
@@ -245,7 +247,7 @@ class Gates:
             created_at=now,
             request_id=exchange.id,
             cost_usd=outcome.cost_usd,
-            usage={"model": row["model"], "input_tokens": row.get("input_tokens"), "output_tokens": row.get("output_tokens")},
+            usage={name: row.get(name) for name in ("model", "input_tokens", "output_tokens")},
         )
         self.cache.save(key, wanted.bucket, entry, wanted.ttl_s, now)
 
@@ -264,7 +266,7 @@ class Gates:
         )
         now = datetime.now().astimezone()
         state = await _in_thread(self.budgets.decide, spender, now)
-        exchange.after.append(lambda _, outcome: self.budgets.add(spender, outcome.cost_usd, datetime.now().astimezone()))
+        exchange.after.append(partial(self._spend, spender))
         if state is None:
             return None
         if state.budget.action == "block":
@@ -272,6 +274,9 @@ class Gates:
             return budget.block_answer(state)
         exchange.warnings.append(budget.warning(state))
         return None
+
+    def _spend(self, spender: Spender, exchange: Exchange, outcome: Outcome) -> None:
+        self.budgets.add(spender, outcome.cost_usd, datetime.now().astimezone())
 
     async def _limit(self, exchange: Exchange, body: bytes) -> Answer | None:
         directives = exchange.directives

@@ -86,11 +86,17 @@ def test_same_key(changes: dict[str, Any]) -> None:
         {"headers": with_header("openai-project", "p")},
         {"headers": with_header("accept", "text/event-stream")},
         {"headers": with_header("accept-encoding", "gzip")},
-        {"headers": with_header("cookie", "session=1")},
+        {"headers": [("Cookie", "session=1")]},
     ],
 )
 def test_other_key(changes: dict[str, Any]) -> None:
     assert key(**changes) != key()
+
+
+def test_cookies_are_a_credential_only_where_there_is_no_key() -> None:
+    assert key(headers=with_header("cookie", "__cf_bm=1")) == key()
+    alone = [key(headers=[("Cookie", f"session={i}")]) for i in (1, 2)]
+    assert alone[0] != alone[1]
 
 
 def test_parts_cannot_run_into_each_other() -> None:

@@ -101,14 +101,22 @@ def cache_key(
     `auth_value` is `Directives.auth_value`. Whether the request reads, saves or both plays no part.
     """
     kept = []
+    cookies = []
+    identified = False
     for name, value in headers:
         lower = name.lower()
         if lower.startswith("helicone-"):
             continue  # helicone-auth comes as auth_value, the seed and the bucket as directives
         if lower in MEANING_HEADERS:
             kept.append((lower, _without_space(value) if lower.startswith("accept") else value))
+        elif lower == "cookie":
+            cookies.append((lower, value))
         elif is_credential(lower):
             kept.append((lower, value))
+            identified = True
+    if not identified:
+        # Beside a key, cookies are the provider's network's own (Cloudflare's change from call to call).
+        kept += cookies
     kept.sort()
     parts: list[str | bytes] = [
         "1",
