@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 Step = bytes | threading.Event | float | str
-"""Of a streamed answer: bytes are sent at once, an event is waited for, a number is slept, "cut" drops the connection."""
+"""Of a streamed answer: bytes are sent at once, an event is waited for, a number is slept, "cut" hangs up."""
 
 
 @dataclass

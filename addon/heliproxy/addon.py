@@ -300,9 +300,11 @@ class Heliproxy:
             path, key = targets.split_key(path)
             if key is not None and "helicone-auth" not in request.headers:
                 request.headers["Helicone-Auth"] = f"Bearer {key}"
-        elif hosts.provider_for_host(f"{request.host}:{request.port}") is None:
-            if request.host not in self.settings.upstreams:
-                return None
+        elif (
+            hosts.provider_for_host(f"{request.host}:{request.port}") is None
+            and request.host not in self.settings.upstreams
+        ):
+            return None
         directives = directives_of(flows.directive_fields(request.headers.fields), self._defaults)
         flows.strip_helicone(request)
         if directives.auth_in_authorization:
@@ -378,9 +380,7 @@ class Heliproxy:
             logger.exception("our own API failed")
             flow.response = flows.response_of(exception_answer(f"{type(e).__name__}: {e}"))
 
-    def _choose(
-        self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination, body: bytes
-    ) -> Answer | None:
+    def _choose(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination, body: bytes) -> Answer | None:
         """For gateways: pick the upstream, and plan the ones after it."""
         chosen = fallbacks.choose(exchange, destination, body, os.environ, self._allowed)
         if isinstance(chosen, Answer):
@@ -422,7 +422,7 @@ class Heliproxy:
         exchange.gateway_extra = one.response_headers
 
     def _plan(self, exchange: Exchange) -> CallPlan:
-        return CallPlan(exchange, backoff_of(exchange), lambda flow, index: None, flows.response_of)
+        return CallPlan(exchange, backoff_of(exchange), lambda *_: None, flows.response_of)
 
     def _answer(self, flow: http.HTTPFlow, exchange: Exchange, answer: Answer | Hit) -> None:
         if isinstance(answer, Hit):

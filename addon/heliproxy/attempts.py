@@ -217,7 +217,7 @@ class Question:
 
 
 @dataclass
-class HeliproxyAttemptFailedHook(commands.StartHook):  # type: ignore[no-untyped-call]
+class HeliproxyAttemptFailedHook(commands.StartHook):
     """An upstream call has failed and its flow has a plan."""
 
     name = "heliproxy_attempt_failed"

@@ -16,7 +16,7 @@ from heliproxy.exchange import Attempt, Exchange
 from heliproxy.policies import fallback as gateway
 from heliproxy.policies import ssrf
 from heliproxy.policies import target as named
-from heliproxy.policies.answers import Answer, exception_answer
+from heliproxy.policies.answers import Answer, DirectiveError, exception_answer
 from heliproxy.policies.fallback import Fallback, GatewayTarget
 from heliproxy.targets import Destination
 
@@ -80,7 +80,7 @@ def _by_header(
             return named.invalid_base(entry.target_url, reason)
         try:
             sent = gateway.override_body(body, entry.body_override)
-        except gateway.DirectiveError as e:
+        except DirectiveError as e:
             return e.answer
         except Exception as e:
             return exception_answer(f"Helicone-Fallbacks: entry {index}: {e}")

@@ -27,7 +27,7 @@ PEEK_DECODED = 1 << 20
 _TRANSPORT_STATUSES = (500, 502, 504)
 
 
-async def _nothing_in_the_way(flow: http.HTTPFlow) -> bool:
+async def _nothing_in_the_way(_flow: http.HTTPFlow) -> bool:
     return False
 
 

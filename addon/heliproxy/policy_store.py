@@ -514,7 +514,8 @@ class BudgetStore:
             bound: list[Any] = [budget.by.removeprefix("property:"), since]
         else:
             (column, source), bound = _SCOPE_SQL[budget.by], [since]
-        sql = f"SELECT {column}, sum(cost_usd + coalesce(fees_usd, 0)) FROM {source} WHERE created_at >= ? AND {column} IS NOT NULL"
+        spent = "sum(cost_usd + coalesce(fees_usd, 0))"
+        sql = f"SELECT {column}, {spent} FROM {source} WHERE created_at >= ? AND {column} IS NOT NULL"
         if value:
             sql, bound = f"{sql} AND {column} = ?", [*bound, value]
         uri = f"{self._log.absolute().as_uri()}?mode=ro"

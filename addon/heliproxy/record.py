@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from heliproxy.bodies import Body
 from heliproxy.decode import Decoder, decode
 from heliproxy.exchange import (
     STATUS_CANCELLED,
@@ -34,7 +35,7 @@ from heliproxy.secrets import (
     redact_path,
     stored_headers,
 )
-from heliproxy.store import Body, Record
+from heliproxy.store import Record
 
 DECODE_LIMIT = 16 * 1024 * 1024
 """Bytes of one decoded body we are willing to read; a longer one is passed on but not understood."""
@@ -201,7 +202,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         row.update(reasoning_tokens=0, cost_usd=0.0, cost_source="cache", saved_usd=exchange.saved_usd)
         usage = reply.usage
     else:
-        usage = _price(row, exchange, request, ask, reply, response_headers, pricing)
+        usage = _price(row, exchange, request, reply, pricing)
     row["warning"] = "; ".join(exchange.warnings) or None
     body = _bodies(exchange, request, response, request_headers, response_headers, row)
     outcome = Outcome(
@@ -340,9 +341,7 @@ def _price(
     row: dict[str, Any],
     exchange: Exchange,
     request: bytes,
-    ask: Ask,
     reply: Reply,
-    response_headers: Mapping[str, str],
     pricing: Pricing,
 ) -> Usage | None:
     """Fill in usage and cost; returns the usage the row was priced by."""
@@ -352,9 +351,7 @@ def _price(
     if usage is not None and not cut and usage.input_tokens is not None:
         source = "provider"
     elif billable and reply.error is None and exchange.route.format:
-        estimate = pricing.estimate(
-            exchange.route.format, exchange.route.provider, row["model"], request, reply
-        )
+        estimate = pricing.estimate(exchange.route.format, exchange.route.provider, row["model"], request, reply)
         if estimate is not None:
             usage, source, lower_bound = estimate.usage, "estimated", int(estimate.lower_bound or cut)
         elif usage is not None:
@@ -386,7 +383,11 @@ def _price(
         context.setdefault("processing", "batch")
     models = _price_models(row, exchange)
     cost = pricing.prices.cost(
-        exchange.route.price_provider or exchange.route.provider, models, usage, datetime.fromtimestamp(exchange.created_at, UTC), context
+        exchange.route.price_provider or exchange.route.provider,
+        models,
+        usage,
+        datetime.fromtimestamp(exchange.created_at, UTC),
+        context,
     )
     if cost is not None:
         row.update(
@@ -442,5 +443,3 @@ def _bodies(
 
 def _omitted(model: str | None) -> bytes:
     return json.dumps({"model": model}).encode()
-
-

@@ -197,7 +197,11 @@ class Recorder:
         if self._pricing is None:
             self._pricing = self._load_pricing()
         record, outcome = build_record(exchange, self._pricing)
-        if exchange.warm_up and outcome.status == 200 and not (record.row["input_tokens"] or record.row["output_tokens"]):
+        if (
+            exchange.warm_up
+            and outcome.status == 200
+            and not (record.row["input_tokens"] or record.row["output_tokens"])
+        ):
             return
         if exchange.logged:
             self._add(record)

@@ -57,7 +57,7 @@ class DirectDispatch(AddonManager):
     def _handlers_of(self, event: hooks.Hook) -> list[Callable[..., Any]]:
         found = self._handlers.get(event.name)
         if found is None:
-            found = [handler for addon in self.chain for _, handler in self._iter_hooks(addon, event)]  # type: ignore[no-untyped-call]
+            found = [handler for addon in self.chain for _, handler in self._iter_hooks(addon, event)]
             self._handlers[event.name] = found
         return found
 
@@ -70,7 +70,7 @@ class DirectDispatch(AddonManager):
     async def trigger_event(self, event: hooks.Hook) -> None:
         for handler in self._handlers_of(event):
             try:
-                with safecall():  # type: ignore[no-untyped-call]
+                with safecall():
                     result = handler(*event.args())
                     if result is not None:
                         await result
@@ -96,7 +96,7 @@ class HeadlessMaster(Master):
                 core.Core(),
                 disable_h2c.DisableH2C(),
                 heliproxy,
-                proxyserver.Proxyserver(),  # type: ignore[no-untyped-call]
+                proxyserver.Proxyserver(),
                 next_layer.NextLayer(),
                 tlsconfig.TlsConfig(),
             ]
@@ -168,7 +168,11 @@ class Proxy:
     @property
     def api_port(self) -> int | None:
         services = self.addon.services
-        return services.api.address[1] if services is not None and services.api is not None and services.api.address else None
+        return (
+            services.api.address[1]
+            if services is not None and services.api is not None and services.api.address
+            else None
+        )
 
     async def wait(self) -> None:
         """Return when the proxy has stopped."""
@@ -186,7 +190,7 @@ class Proxy:
 
 class _Errors(MitmLogHandler):
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.ERROR)  # type: ignore[no-untyped-call]
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -280,7 +284,8 @@ class ProxyThread:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        assert self._loop is not None and self._stop is not None
+        assert self._loop is not None
+        assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(30)
 
@@ -321,6 +326,10 @@ def web(settings: Settings, arguments: Sequence[str] = ()) -> None:
     values = option_values(settings)
     listen = ["--listen-host", values.pop("listen_host"), "--listen-port", str(values.pop("listen_port"))]
     pairs = [(name, item) for name, value in values.items() for item in (value if isinstance(value, list) else [value])]
-    sets = [part for name, item in pairs for part in ("--set", f"{name}={str(item).lower() if isinstance(item, bool) else item}")]
+    sets = [
+        part
+        for name, item in pairs
+        for part in ("--set", f"{name}={str(item).lower() if isinstance(item, bool) else item}")
+    ]
     extra = [part for item in settings.mitm_options for part in ("--set", item)]
     main.mitmweb(["-s", str(script), *listen, *sets, *extra, *arguments])

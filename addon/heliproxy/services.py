@@ -75,7 +75,12 @@ class ApiServer:
             raise
         self.address = listener.getsockname()[:2]
         config = uvicorn.Config(
-            self._app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, server_header=False
+            self._app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            server_header=False,
         )
         self._server = Server(config)
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))

@@ -33,9 +33,11 @@ COLUMNS = (
     "error", "error_type", "stream", "latency_ms", "ttft_ms", "input_tokens", "cache_read_tokens",
     "cache_write_tokens", "cache_write_1h_tokens", "output_tokens", "reasoning_tokens", "input_audio_tokens",
     "cache_read_audio_tokens", "output_audio_tokens", "input_image_tokens", "output_image_tokens", "usage_source",
-    "usage_json", "lower_bound", "cost_usd", "fees_usd", "cost_source", "price_id", "price_version", "saved_usd", "cache",
+    "usage_json", "lower_bound", "cost_usd", "fees_usd", "cost_source", "price_id", "price_version", "saved_usd",
+    "cache",
     "cache_reference_id", "attempts", "attempts_json", "fallback_index", "user_id", "session_id", "session_name",
-    "session_path", "prompt_id", "key_fingerprint", "auth_fingerprint", "run_id", "client", "service_tier", "finish_reason",
+    "session_path", "prompt_id", "key_fingerprint", "auth_fingerprint", "run_id", "client", "service_tier",
+    "finish_reason",
     "response_id", "format", "source", "target_url", "warning", "parse_error", "truncated", "incomplete", "preview",
     "answer_preview", "size_request", "size_response",
 )  # fmt: skip

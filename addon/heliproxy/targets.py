@@ -69,7 +69,7 @@ def of_provider(method: str, host: str, path: str) -> Destination | None:
 
 def of_added(method: str, host: str, path: str) -> Destination:
     """A request to a host that only the operator knows: a call to a model when its path says so."""
-    return Destination("provider", hosts.custom_route(method, host, path) or _nobody(host, path), host=host, path=path)
+    return Destination("provider", hosts.custom_route(method, host, path) or _nobody(host), host=host, path=path)
 
 
 def of_helicone(method: str, host: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
@@ -87,7 +87,7 @@ def _served_here(method: str, host: str, path: str, directives: Directives) -> D
     """What every Helicone host answers by itself."""
     plain = path.partition("?")[0]
     if plain == "/v1/feedback":
-        return Destination("api", _nobody(host, path), path=path)
+        return Destination("api", _nobody(host), path=path)
     if method != "GET":
         return None
     if plain == "/healthcheck":
@@ -96,7 +96,7 @@ def _served_here(method: str, host: str, path: str, directives: Directives) -> D
         answer = json_answer(200, {"test": "Hello World!", "properties": dict(directives.properties)})
     else:
         return None
-    return Destination("refused", _nobody(host, path), answer=answer, path=path)
+    return Destination("refused", _nobody(host), answer=answer, path=path)
 
 
 def _nowhere(method: str, host: str, path: str) -> Destination:
@@ -108,12 +108,12 @@ def _nowhere(method: str, host: str, path: str) -> Destination:
         answer = exception_answer("Unknown path")
     else:
         answer = exception_answer(f"Could not determine worker type: no provider is known for '{one_line(label)}'")
-    return Destination("refused", _nobody(host, path), answer=answer, path=path)
+    return Destination("refused", _nobody(host), answer=answer, path=path)
 
 
 def _redirect(host: str, path: str, location: str) -> Destination:
     answer = Answer(301, (("location", location),), b"")
-    return Destination("refused", _nobody(host, path), answer=answer, path=path)
+    return Destination("refused", _nobody(host), answer=answer, path=path)
 
 
 def of_own_port(method: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
@@ -123,7 +123,7 @@ def of_own_port(method: str, path: str, directives: Directives, allowed: Collect
     if served is not None:
         return served
     if found is None:
-        return Destination("api", _nobody("", path), path=path)
+        return Destination("api", _nobody(""), path=path)
     return _of_target(method, "", found, directives, allowed)
 
 
@@ -131,7 +131,7 @@ def _of_target(
     method: str, host: str, found: hosts.Target, directives: Directives, allowed: Collection[str]
 ) -> Destination:
     if found.kind == "api":
-        return Destination("api", _nobody(host, found.path), path=found.path)
+        return Destination("api", _nobody(host), path=found.path)
     if found.kind == "generate":
         return _refused(host, found.path, 501, "the generate API is not served; send the prompt's messages themselves")
     if found.kind == "ai-gateway":
@@ -140,32 +140,32 @@ def _of_target(
         return _gateway(method, found.path, directives, allowed)
     if method == "GET" and found.host in _HOME_PAGES and found.path.partition("?")[0] == "/":
         return _redirect(host, found.path, _HOME_PAGES[found.host])
-    route = hosts.route(method, found.host, found.path) or _nobody(found.host, found.path)
+    route = hosts.route(method, found.host, found.path) or _nobody(found.host)
     scheme = "http" if found.port in hosts.LOCAL_PORTS else "https"
     return Destination("provider", route, scheme, found.host, found.port, found.path)
 
 
 def _ai_gateway(method: str, path: str) -> Destination:
     if method == "GET" and path.partition("?")[0].rstrip("/") == "/v1/models":
-        return Destination("api", _nobody("ai-gateway.helicone.ai", path), path=path)
+        return Destination("api", _nobody("ai-gateway.helicone.ai"), path=path)
     if method != "POST":
         answer = text_answer(405, "Method not allowed")
         answer = replace(answer, headers=(*answer.headers, ("Allow", "POST, GET")))
-        return Destination("refused", _nobody("ai-gateway.helicone.ai", path), answer=answer, path=path)
+        return Destination("refused", _nobody("ai-gateway.helicone.ai"), answer=answer, path=path)
     route = replace(route_by_path(method, path), provider="ai-gateway", host="ai-gateway.helicone.ai")
     return Destination("ai-gateway", route, path=path)
 
 
 def _gateway(method: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
     if directives.error is not None:
-        return Destination("refused", _nobody("gateway.helicone.ai", path), answer=directives.error, path=path)
+        return Destination("refused", _nobody("gateway.helicone.ai"), answer=directives.error, path=path)
     if directives.fallbacks:
         route = replace(route_by_path(method, path), provider="gateway", host="gateway.helicone.ai")
         return Destination("gateway", route, path=path)
     try:
         origin = named.gateway_origin(directives, allowed)
     except DirectiveError as e:
-        return Destination("refused", _nobody("gateway.helicone.ai", path), answer=e.answer, path=path)
+        return Destination("refused", _nobody("gateway.helicone.ai"), answer=e.answer, path=path)
     return to_origin(method, origin, path, allowed)
 
 
@@ -201,10 +201,10 @@ def route_by_path(method: str, path: str) -> Route:
     return found
 
 
-def _nobody(host: str, path: str) -> Route:
+def _nobody(host: str) -> Route:
     return Route("helicone", host, "", None, inference=False)
 
 
 def _refused(host: str, path: str, status: int, message: str) -> Destination:
     answer = json_answer(status, {"error": message}, reason="no_such_host")
-    return Destination("refused", _nobody(host, path), answer=answer, path=path)
+    return Destination("refused", _nobody(host), answer=answer, path=path)

@@ -105,7 +105,7 @@ _NOT_REASONING = re.compile(r"non-reasoning|gemini-2\.5-flash-lite")
 _NOT_TOKENS = ("image", "audio", "speech", "transcri", "translat", "rerank", "ocr", "moderation", "video", "realtime")
 
 
-def estimate(format: str, provider: str, model: str | None, request: bytes, reply: Reply) -> Estimate | None:  # noqa: A002
+def estimate(format: str, provider: str, model: str | None, request: bytes, reply: Reply) -> Estimate | None:
     """Count what a call used. None when it is not of a kind that is billed by text tokens. Never raises.
 
     `request` is the decoded body as the client sent it. Figures the provider did report (the input of a stream cut

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+
 from fakes import Answer, Asked, Upstream
 from heliproxy.serve import ProxyThread
 from heliproxy.settings import Settings, parse_upstreams

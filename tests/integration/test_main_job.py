@@ -76,7 +76,8 @@ def test_plain_openai_call_is_answered_logged_and_priced(home: Path) -> None:
     assert (row["input_tokens"], row["cache_read_tokens"], row["output_tokens"]) == (2000, 1024, 300)
     assert (row["reasoning_tokens"], row["usage_source"], row["stream"]) == (64, "provider", 0)
     assert row["cost_usd"] == pytest.approx(USAGE_COST, rel=1e-9)
-    assert row["key_fingerprint"] and "canary" not in json.dumps(row)
+    assert row["key_fingerprint"]
+    assert "canary" not in json.dumps(row)
     assert row["finish_reason"] == "stop"
     assert row["latency_ms"] > 0
 
@@ -460,7 +461,18 @@ def test_snippets_of_helicones_documentation_run_unchanged_under_run(home: Path,
     with Upstream(openai_or_anthropic) as up:
         redirect = [part for host in HOSTS for part in ("--upstream", f"{host}={up.url}")]
         done = subprocess.run(
-            [sys.executable, "-m", "heliproxy", "run", "--home", str(home), *redirect, "--", sys.executable, str(script)],
+            [
+                sys.executable,
+                "-m",
+                "heliproxy",
+                "run",
+                "--home",
+                str(home),
+                *redirect,
+                "--",
+                sys.executable,
+                str(script),
+            ],
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": str(tmp_path),

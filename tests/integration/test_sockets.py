@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heliproxy.serve import ProxyThread
-from heliproxy.settings import Settings, parse_upstreams
-from running import Running
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
-
+from heliproxy.serve import ProxyThread
+from heliproxy.settings import Settings, parse_upstreams
+from running import Running
 
 USAGE = {
     "input_tokens": 1000,
@@ -33,7 +32,7 @@ def events(number: int, usage: dict[str, Any] | None = None, kind: str = "comple
     done = {**base, "status": kind, "usage": USAGE if usage is None else usage}
     return [
         json.dumps({"type": "response.created", "response": {**base, "status": "in_progress", "usage": None}}),
-        json.dumps({"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "delta": "Hi \"there\""}),
+        json.dumps({"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "delta": 'Hi "there"'}),
         json.dumps({"type": f"response.{kind}", "response": done}),
     ]
 
@@ -76,7 +75,9 @@ def test_each_response_of_a_socket_is_a_row_and_a_warm_up_is_none(home: Path) ->
     with upstream(answer_each) as url, through(home, url) as run:
         with open_socket(run, **{"Helicone-User-Id": "ada", "Helicone-Property-App": "codex"}) as socket:
             socket.send(create(generate=False))
-            assert [socket.recv() for _ in range(3)][2] == events(0, {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0})[2]
+            assert [socket.recv() for _ in range(3)][2] == events(
+                0, {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+            )[2]
             for number in (1, 2):
                 socket.send(create(previous_response_id=f"resp_{number - 1}"))
                 assert [socket.recv() for _ in range(3)] == events(number)
@@ -114,10 +115,17 @@ def test_socket_closed_in_the_middle_leaves_a_cancelled_row(home: Path) -> None:
 def test_failed_response_and_error_event_are_errors(home: Path) -> None:
     def handler(connection: ServerConnection) -> None:
         connection.recv()
-        failed = {"id": "resp_1", "status": "failed", "error": {"code": "server_error", "message": "oops"}, "output": []}
+        failed = {
+            "id": "resp_1",
+            "status": "failed",
+            "error": {"code": "server_error", "message": "oops"},
+            "output": [],
+        }
         connection.send(json.dumps({"type": "response.failed", "response": failed}))
         connection.recv()
-        connection.send(json.dumps({"type": "error", "status": 429, "error": {"type": "rate_limit_error", "message": "slow"}}))
+        connection.send(
+            json.dumps({"type": "error", "status": 429, "error": {"type": "rate_limit_error", "message": "slow"}})
+        )
         for _ in connection:
             pass
 
