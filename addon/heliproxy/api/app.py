@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from heliproxy import __version__
-from heliproxy.api import feedback, logs, requests
+from heliproxy.api import feedback, logs, pages, requests
 from heliproxy.api.endpoint import Api, Call, Endpoint, failure, run
 from heliproxy.api.errors import ApiError
 from heliproxy.api.guard import Guard
@@ -38,7 +38,7 @@ def build(addon: Heliproxy) -> Starlette:
     secret = cache(lambda: install_secret(addon.settings.home))
     api = Api(addon, secret)
     app = Starlette(
-        routes=[Route("/health", health), *routes(api, ENDPOINTS)],
+        routes=[Route("/health", health), *pages.routes(addon), *routes(api, ENDPOINTS)],
         middleware=[Middleware(Guard, token=lambda: api.token)],
         exception_handlers={
             ApiError: api_error,

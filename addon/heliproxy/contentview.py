@@ -1,0 +1,319 @@
+"""What heliproxy adds to mitmweb and the mitmproxy console: a content view, comments and marks, commands.
+
+An addon of its own, beside the proxy's: mitmdump and `heliproxy serve`, which show no flows, pay nothing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mitmproxy import command, contentviews, ctx, exceptions, flow, hooks, http, types
+from mitmproxy.log import ALERT
+from mitmproxy.net import encoding
+
+from heliproxy import hosts
+from heliproxy.conversation import as_text, read_request, read_response, visible
+from heliproxy.exchange import Exchange, Outcome
+from heliproxy.home import DATABASE_NAME
+
+if TYPE_CHECKING:
+    from mitmproxy.addonmanager import Loader
+    from mitmproxy.addons.view import View
+
+    from heliproxy.addon import Heliproxy
+
+logger = logging.getLogger(__name__)
+
+KEY = "heliproxy"
+"""Of `flow.metadata`: what we know about a flow, as plain JSON."""
+FLOWS = 2000
+"""Flows that mitmweb and the console keep, unless told otherwise."""
+SLACK = 20
+"""One flow in so many may be too many before old ones are removed, all at once."""
+NOTED = (
+    "id", "model", "status", "input_tokens", "cache_read_tokens", "output_tokens", "usage_source", "cost_usd",
+    "saved_usd", "cache", "finish_reason", "error_type", "user_id", "session_id",
+)  # fmt: skip
+LIMITED = ":hourglass:"
+FAILED = ":red_circle:"
+
+
+class LlmContentview(contentviews.Contentview):
+    """Shows the body of a call to a model as the conversation it carries."""
+
+    @property
+    def name(self) -> str:
+        return "LLM"
+
+    def render_priority(self, data: bytes, metadata: contentviews.Metadata) -> float:
+        return 2.0 if data and format_of(metadata) else -1.0
+
+    def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:
+        content_type = metadata.content_type or ""
+        if isinstance(metadata.http_message, http.Request):
+            return request_text(data, content_type)
+        facts = summary(known(metadata.flow))
+        answer = as_text(read_response(data, content_type))
+        if not answer:
+            answer = "(nothing was answered)"
+        return f"{facts}\n\n{answer}" if facts else answer
+
+
+def format_of(metadata: contentviews.Metadata) -> str:
+    """The wire format of the flow a message belongs to; "" when it is no call to a model."""
+    if not isinstance(metadata.flow, http.HTTPFlow) or not isinstance(metadata.http_message, http.Message):
+        return ""
+    noted = known(metadata.flow).get("format")
+    if isinstance(noted, str):
+        return noted
+    request = metadata.flow.request
+    route = hosts.route(request.method, request.host, request.path)
+    return route.format if route is not None and route.inference else ""
+
+
+def request_text(data: bytes, content_type: str) -> str:
+    """A request: its settings on top, then its turns, the tools it offers last."""
+    asked = read_request(data, content_type)
+    blocks = ["\n".join(f"{name}: {visible(value)}" for name, value in asked.settings.items())]
+    blocks.append(as_text(asked.turns))
+    if asked.tools:
+        blocks.append(
+            "tools\n" + "\n".join(f"  {visible(tool.name)}  {visible(tool.description)}" for tool in asked.tools)
+        )
+    return "\n\n".join(block for block in blocks if block)
+
+
+def known(of: flow.Flow | None) -> Mapping[str, Any]:
+    """What was noted about a flow."""
+    noted = of.metadata.get(KEY) if of is not None else None
+    return noted if isinstance(noted, dict) else {}
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One line: model · tokens · cost · finish reason · HIT; "" when nothing is known yet."""
+    if "status" not in facts:
+        return ""
+    mark = "~" if facts.get("usage_source") == "estimated" else ""
+    parts: list[str | None] = [facts.get("model")]
+    inputs, outputs = facts.get("input_tokens"), facts.get("output_tokens")
+    if facts.get("cache") == "HIT":
+        parts.append("HIT")
+        saved = facts.get("saved_usd")
+        parts.append(f"{dollars(saved)} saved" if saved else None)
+    elif inputs is not None or outputs is not None:
+        parts.append(f"{mark}{amount(inputs)} → {mark}{amount(outputs)} tokens")
+        parts.append(dollars(facts.get("cost_usd")))
+    parts += [facts.get("finish_reason"), facts.get("error_type")]
+    return visible(" · ".join(part for part in parts if part))
+
+
+def amount(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def dollars(usd: float | None) -> str:
+    if usd is None:
+        return "cost unknown"
+    return f"${usd:.6f}".rstrip("0").rstrip(".") if usd < 1 else f"${usd:,.2f}"
+
+
+def mark_of(status: int | None) -> str:
+    """The mark of a flow that did not succeed, else ""."""
+    if status == 429:
+        return LIMITED
+    return FAILED if status is not None and not 200 <= status < 400 and status != -3 else ""
+
+
+def annotate(of: http.HTTPFlow, row: Mapping[str, Any], body: bytes | None, cut: bool) -> None:
+    """Write what the log knows onto the flow; put back the (decoded) body of a response that was streamed.
+
+    A comment or mark of the user's own stays.
+    """
+    of.metadata[KEY] = {**known(of), **{name: row.get(name) for name in NOTED}}
+    if not of.comment:
+        of.comment = summary(known(of)) + (" · body cut" if cut else "")
+    if not of.marked:
+        of.marked = mark_of(row.get("status"))
+    response = of.response
+    if response is not None and response.data.content is None and body is not None:
+        response.data.content = encoded(body, response.headers.get("content-encoding", ""))
+
+
+def encoded(body: bytes, coding: str) -> bytes | None:
+    """The body as it would be on the wire, as mitmproxy expects it; None when we cannot."""
+    try:
+        return encoding.encode(body, coding) if coding else body
+    except ValueError:
+        return None
+
+
+class FlowTools:
+    """The addon: notes on flows, a bound on their number, and the commands."""
+
+    name = "heliproxy-flows"
+
+    def load(self, loader: Loader) -> None:
+        loader.add_option(
+            "heliproxy_flows",
+            int,
+            FLOWS,
+            "Flows that mitmweb and the console keep; the oldest finished ones are removed. 0 keeps all.",
+        )
+        contentviews.add(LlmContentview())
+
+    def _view(self) -> View | None:
+        view: View | None = ctx.master.addons.get("view")
+        return view
+
+    def _proxy(self) -> Heliproxy | None:
+        proxy: Heliproxy | None = ctx.master.addons.get("heliproxy")
+        return proxy
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        view, proxy = self._view(), self._proxy()
+        if view is None:
+            return
+        self._bound(view)
+        exchange = proxy.live.get(flow.id) if proxy is not None else None
+        if exchange is None:
+            return
+        flow.metadata[KEY] = {"id": exchange.id, "format": exchange.route.format}
+        exchange.after.append(partial(_ended, flow, asyncio.get_running_loop()))
+
+    def _bound(self, view: View) -> None:
+        limit = ctx.options.heliproxy_flows
+        count = view.store_count()
+        if limit <= 0 or count <= limit + limit // SLACK:
+            return
+        over = count - limit
+        for old in [one for one in view.resolve("@all") if not is_live(one)][:over]:
+            view.remove([old])  # one by one: removing several is announced to the user
+
+    @command.command("heliproxy.cost")  # type: ignore[untyped-decorator]
+    def cost(self, flows: Sequence[flow.Flow]) -> str:
+        """Sum up tokens and dollars of the selected flows."""
+        facts = [known(one) for one in flows if "status" in known(one)]
+        text = cost_text(facts)
+        logger.log(ALERT, text)
+        return text
+
+    @command.command("heliproxy.export")  # type: ignore[untyped-decorator]
+    def export(self, flows: Sequence[flow.Flow], path: types.Path) -> None:
+        """Write the selected flows' requests as the log has them, one JSON object a line."""
+        proxy = self._proxy()
+        if proxy is None:
+            raise_error("heliproxy is not loaded")
+        try:
+            count = export(proxy.settings.home / DATABASE_NAME, ids_of(flows), Path(path).expanduser())
+        except Exception as e:
+            raise_error(f"not exported: {e}")
+        logger.log(ALERT, "Exported %d requests to %s", count, path)
+
+    @command.command("heliproxy.feedback")  # type: ignore[untyped-decorator]
+    def feedback(self, flows: Sequence[flow.Flow], rating: types.Choice("heliproxy.feedback.ratings")) -> None:  # type: ignore[valid-type]
+        """Rate the selected flows' answers as good or bad."""
+        proxy = self._proxy()
+        ids = ids_of(flows)
+        if proxy is None or proxy.services is None:
+            raise_error("heliproxy is not running")
+        recorder = proxy.recorder
+
+        def rate() -> None:
+            writer = recorder.writer
+            assert writer is not None
+            for request_id in ids:
+                writer.add_feedback(request_id, rating == "good")
+
+        # The recorder may be busy; the interface must not wait for it.
+        threading.Thread(target=_call, args=(recorder.call, rate), daemon=True).start()
+        logger.log(ALERT, "Rated %d requests as %s", len(ids), rating)
+
+    @command.command("heliproxy.feedback.ratings")  # type: ignore[untyped-decorator]
+    def ratings(self) -> Sequence[str]:
+        """The ratings there are."""
+        return ["good", "bad"]
+
+
+def _call(call: Any, job: Any) -> None:
+    try:
+        call(job)
+    except Exception as e:
+        logger.error("the rating could not be stored: %s", e)
+
+
+def raise_error(text: str) -> NoReturn:
+    """Fail a command with a message for the user."""
+    raise exceptions.CommandError(text)
+
+
+def is_live(one: flow.Flow) -> bool:
+    """Whether a flow is still under way."""
+    if one.error is not None or not isinstance(one, http.HTTPFlow):
+        return False
+    if one.websocket is not None:
+        return one.websocket.timestamp_end is None
+    return one.response is None or one.response.timestamp_end is None
+
+
+def ids_of(flows: Sequence[flow.Flow]) -> list[str]:
+    """The ids under which the flows' calls are logged."""
+    return [str(known(one)["id"]) for one in flows if "id" in known(one)]
+
+
+def cost_text(facts: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence about several calls."""
+    if not facts:
+        return "no call to a model among the selected flows"
+    costs = [fact["cost_usd"] for fact in facts if fact.get("cost_usd") is not None]
+    inputs = sum(fact.get("input_tokens") or 0 for fact in facts)
+    outputs = sum(fact.get("output_tokens") or 0 for fact in facts)
+    text = f"{len(facts)} call{'' if len(facts) == 1 else 's'} · {dollars(sum(costs))}"
+    text += f" · {inputs:,} → {outputs:,} tokens"
+    unknown = len(facts) - len(costs)
+    return f"{text} · {unknown} without a known cost" if unknown else text
+
+
+def export(database: Path, ids: Sequence[str], path: Path) -> int:
+    """Write requests as newline-delimited JSON to a file only the user can read; returns how many.
+
+    Raises OSError or sqlite3.Error.
+    """
+    from contextlib import closing
+
+    from heliproxy.api.pages.request import detail_values
+    from heliproxy.home import make_private_file
+    from heliproxy.queries import request_detail
+    from heliproxy.store import open_reader
+
+    count = 0
+    make_private_file(path)
+    with closing(open_reader(database)) as conn, path.open("w", encoding="utf-8", errors="replace") as out:
+        for request_id in ids:
+            detail = request_detail(conn, request_id)
+            if detail is not None:
+                out.write(json.dumps(detail_values(detail)) + "\n")
+                count += 1
+    return count
+
+
+def _ended(of: http.HTTPFlow, loop: asyncio.AbstractEventLoop, exchange: Exchange, outcome: Outcome) -> None:
+    """On the recorder's thread, once the row is made: hand what it says to the event loop, which owns the flow."""
+    sink = exchange.sink
+    body = bytes(sink.head) if sink is not None else None
+    cut = bool(sink is not None and sink.truncated)
+    try:
+        loop.call_soon_threadsafe(_show, of, dict(outcome.row), body, cut)
+    except RuntimeError:
+        pass  # the loop is closed: nobody looks any more
+
+
+def _show(of: http.HTTPFlow, row: Mapping[str, Any], body: bytes | None, cut: bool) -> None:
+    annotate(of, row, body, cut)
+    ctx.master.addons.trigger(hooks.UpdateHook([of]))
