@@ -72,7 +72,9 @@ class Socket:
         exchange.chunks.append(event)
         exchange.size_response += len(message)
         exchange.pending += len(event)
-        if _FINAL.search(message, 0, _HEAD) or (len(message) > _HEAD and b'"response.' in message[-_HEAD:] and _FINAL.search(message)):
+        if _FINAL.search(message, 0, _HEAD) or (
+            len(message) > _HEAD and b'"response.' in message[-_HEAD:] and _FINAL.search(message)
+        ):
             self._end(exchange)
         elif exchange.pending > HAND_OVER:
             self._stream(exchange)
