@@ -11,7 +11,9 @@ import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+
+from starlette.responses import RedirectResponse
 
 from heliproxy.api.endpoint import failure
 from heliproxy.hosts import is_helicone_host, normal_host
@@ -23,8 +25,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "heliproxy.localhost"})
 COOKIE = "heliproxy_token"
-OPEN_PATHS = ("/health", "/v1/signed-body", "/v1/helicone-sql/download", "/v1/public/")
-"""Need no token: they tell nothing, or carry a signature of their own."""
+OPEN_PATHS = ("/health", "/v1/signed-body", "/v1/helicone-sql/download", "/v1/public/", "/login", "/static/")
+"""Need no token: they tell nothing, take the token themselves, or carry a signature of their own."""
 OTLP_PATHS = ("/v1/traces", "/v1/trace/log", "/v1/trace/log-python")
 SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -43,6 +45,9 @@ class Guard:
         refusal = self.refusal(scope)
         if refusal is None:
             await self.app(scope, receive, with_headers(send))
+        elif refusal[0] == 401 and is_navigation(scope):
+            to = quote(scope["path"].encode("utf-8", "replace"), safe="/")
+            await RedirectResponse(f"/login?to={to}", 303)(scope, receive, with_headers(send))
         else:
             await failure(refusal[1], refusal[0])(scope, receive, with_headers(send))
 
@@ -58,6 +63,12 @@ class Guard:
         if token is not None and not scope["path"].startswith(OPEN_PATHS) and not has_token(headers, token):
             return 401, "this API needs its token: `Authorization: Bearer TOKEN`"
         return content_type_refusal(scope, headers)
+
+
+def is_navigation(scope: Scope) -> bool:
+    """Whether a person is opening a page in a browser."""
+    accept = dict(scope["headers"]).get(b"accept", b"")
+    return scope["method"] == "GET" and b"text/html" in accept and not scope["path"].startswith("/v1/")
 
 
 def is_our_host(host: str) -> bool:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from heliproxy.api.pages import cachepage, groups, limits, overview, request, requests, sessions, sql, welcome
+from heliproxy.api.pages import cachepage, groups, limits, login, overview, request, requests, sessions, sql, welcome
 from heliproxy.api.pages.assets import Assets
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.live import Live
@@ -41,6 +41,7 @@ GET: tuple[tuple[str, Handler], ...] = (
     ("/limits", limits.limits),
     ("/sql", sql.sql),
     ("/welcome", welcome.welcome),
+    ("/login", login.form),
 )
 
 
@@ -58,6 +59,7 @@ def routes(addon: Heliproxy) -> list[BaseRoute]:
             recorder=lambda: addon.services.recorder if addon.services is not None else None,
             stopping=stopping,
             proxy_port=settings.port,
+            token=lambda: addon.settings.token,
         )
     )
 
@@ -66,6 +68,7 @@ def page_routes(pages: Pages) -> list[BaseRoute]:
     """The routes over one home folder, with or without a running proxy."""
     found: list[BaseRoute] = [Route(path, guarded(pages, handler)) for path, handler in GET]
     found.append(Route("/cache/clear", guarded(pages, cachepage.clear), methods=["POST"]))
+    found.append(Route("/login", login.Login(pages).__call__, methods=["POST"]))
     found.append(Route("/live", Live(pages).__call__))
     found.append(Mount("/static", Assets()))
     return found

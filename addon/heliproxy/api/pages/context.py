@@ -31,6 +31,8 @@ class Pages:
     stopping: Callable[[], bool] = lambda: False
     """Whether the server wants to end: streams must not keep it."""
     proxy_port: int = 8080
+    token: Callable[[], str | None] = lambda: None
+    """The token that is asked for, if one is."""
     now: Callable[[], datetime] = now_utc
     zone: Any = field(default_factory=SystemZone)
     readers: Readers = field(init=False)
