@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,8 @@ class Heliproxy:
         self._defaults: tuple[tuple[str, str], ...] = ()
         self._allowed: frozenset[str] = frozenset()
         self._retries_off: str | None = None
+        self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        """How a backoff waits."""
 
     # ---------------------------------------------------------------- life of the addon
 
@@ -422,7 +424,7 @@ class Heliproxy:
         exchange.gateway_extra = one.response_headers
 
     def _plan(self, exchange: Exchange) -> CallPlan:
-        return CallPlan(exchange, backoff_of(exchange), lambda *_: None, flows.response_of)
+        return CallPlan(exchange, backoff_of(exchange), lambda *_: None, flows.response_of, sleep=self.sleep)
 
     def _answer(self, flow: http.HTTPFlow, exchange: Exchange, answer: Answer | Hit) -> None:
         if isinstance(answer, Hit):
