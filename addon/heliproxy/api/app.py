@@ -16,10 +16,27 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from heliproxy import __version__
-from heliproxy.api import feedback, logs, pages, requests
+from heliproxy.api import (
+    datasets,
+    evals,
+    feedback,
+    hooks,
+    logs,
+    metrics,
+    models,
+    pages,
+    properties,
+    requests,
+    sessions,
+    sql,
+    unserved,
+    users,
+)
 from heliproxy.api.endpoint import Api, Call, Endpoint, failure, run
 from heliproxy.api.errors import ApiError
 from heliproxy.api.guard import Guard
+from heliproxy.api.openapi import document
+from heliproxy.directives import PROPERTY_PREFIX
 from heliproxy.secrets import install_secret
 
 if TYPE_CHECKING:
@@ -31,6 +48,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *requests.ENDPOINTS,
     *feedback.ENDPOINTS,
     *logs.ENDPOINTS,
+    *sessions.ENDPOINTS,
+    *users.ENDPOINTS,
+    *properties.ENDPOINTS,
+    *metrics.ENDPOINTS,
+    *evals.ENDPOINTS,
+    *models.ENDPOINTS,
+    *sql.ENDPOINTS,
+    *datasets.ENDPOINTS,
+    *hooks.ENDPOINTS,
 )
 
 
@@ -38,7 +64,14 @@ def build(addon: Heliproxy) -> Starlette:
     secret = cache(lambda: install_secret(addon.settings.home))
     api = Api(addon, secret)
     app = Starlette(
-        routes=[Route("/health", health), *pages.routes(addon), *routes(api, ENDPOINTS)],
+        routes=[
+            Route("/health", health),
+            Route("/openapi.json", openapi_document),
+            Route("/helicone/test", hello),
+            *pages.routes(addon),
+            *routes(api, ENDPOINTS),
+            *unserved.routes(),
+        ],
         middleware=[Middleware(Guard, token=lambda: api.token)],
         exception_handlers={
             ApiError: api_error,
@@ -90,6 +123,17 @@ async def health(request: Request) -> Response:
             "errors": errors,
         }
     )
+
+
+async def openapi_document(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
+    return JSONResponse(document(ENDPOINTS))
+
+
+async def hello(request: Request) -> Response:
+    """What Helicone's proxy hosts answer to those who want to know whether they get there."""
+    start = len(PROPERTY_PREFIX)
+    found = {name[start:]: value for name, value in request.headers.items() if name.startswith(PROPERTY_PREFIX)}
+    return JSONResponse({"test": "Hello World!", "properties": found})
 
 
 async def api_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature

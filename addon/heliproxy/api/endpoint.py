@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from heliproxy.api.database import Database
 from heliproxy.api.errors import ApiError
 from heliproxy.api.fields import Fields, parse_json, read_body
+from heliproxy.api.links import is_signed, signed_link
 
 if TYPE_CHECKING:
     from heliproxy.addon import Heliproxy
@@ -32,7 +30,7 @@ class Api:
 
         self.addon = addon
         self.clock = clock
-        self._secret = secret
+        self.secret = secret
         self.database = Database(addon.settings.home / DATABASE_NAME, lambda: addon.recorder)
         self.downloads: dict[str, str] = {}
         """SQL of results to be fetched as CSV, by their unguessable name."""
@@ -44,10 +42,6 @@ class Api:
     @property
     def token(self) -> str | None:
         return self.addon.settings.token
-
-    def sign(self, what: str) -> str:
-        """A signature nobody can make without this install's secret."""
-        return hmac.new(self._secret(), what.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:40]
 
 
 class Call:
@@ -94,18 +88,17 @@ class Call:
     async def write[T](self, job: Callable[[Writer], T]) -> T:
         return await self.api.database.write(job)
 
-    def signed_url(self, path: str, request_id: str) -> str:
-        """A link that needs no other right than to be known."""
-        signature = self.api.sign(f"{path}:{request_id}")
-        return f"{self.origin}{path}?id={quote(request_id, safe='')}&signature={signature}"
+    def signed_url(self, path: str, thing: str) -> str:
+        """A link that needs no other right than to be known, at the address the client used."""
+        return signed_link(self.origin, self.api.secret(), path, thing)
 
     def check_signature(self, path: str) -> str:
         """The id a signed link is about. Raises ApiError(403)."""
         query = self.request.query_params
-        request_id, signature = query.get("id", ""), query.get("signature", "")
-        if not hmac.compare_digest(self.api.sign(f"{path}:{request_id}").encode(), signature.encode()):
+        thing = query.get("id", "")
+        if not is_signed(self.api.secret(), path, thing, query.get("signature", "")):
             raise ApiError(403, "this link is not valid; ask for the request again to get a new one")
-        return request_id
+        return thing
 
 
 Handler = Callable[[Call], Awaitable[Any]]

@@ -70,19 +70,11 @@ async def legacy(call: Call) -> Response:
     name = fields.required_text("name", limit=MAX_NAME)
     value, kind = named_value(fields)
 
-    def store(writer: Writer) -> None:
-        from heliproxy.store import open_reader
-
-        conn = open_reader(writer.path)
-        try:
-            old = conn.execute("SELECT type FROM feedback WHERE name = ? LIMIT 1", (name,)).fetchone()
-        finally:
-            conn.close()
-        if old is not None and old[0] != kind:
-            raise ApiError(409, "Data type does not match the existing feedback metric.")
-        writer.add_feedback(request_id, value, name)
-
-    return await said(call, request_id, store)
+    sql = "SELECT type FROM feedback WHERE name = ? LIMIT 1"
+    old = await call.read(lambda conn: conn.execute(sql, (name,)).fetchone())
+    if old is not None and old[0] != kind:
+        raise ApiError(409, "Data type does not match the existing feedback metric.")
+    return await said(call, request_id, lambda writer: writer.add_feedback(request_id, value, name))
 
 
 def named_value(fields: Fields) -> tuple[bool | float | str, str]:

@@ -21,11 +21,13 @@ from heliproxy.hosts import is_helicone_host, normal_host
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = MutableMapping[str, str]
+"""Names in lower case; the last of several wins."""
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "heliproxy.localhost"})
 COOKIE = "heliproxy_token"
-OPEN_PATHS = ("/health", "/v1/signed-body", "/v1/helicone-sql/download", "/v1/public/", "/login", "/static/")
+OPEN_PATHS = ("/health", "/v1/signed-body", "/v1/helicone-sql/download/", "/v1/public/", "/login", "/static/")
 """Need no token: they tell nothing, take the token themselves, or carry a signature of their own."""
 OTLP_PATHS = ("/v1/traces", "/v1/trace/log", "/v1/trace/log-python")
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -77,10 +79,16 @@ def is_our_host(host: str) -> bool:
     return name in LOOPBACK or is_helicone_host(name)
 
 
-def cross_site(headers: MutableMapping[str, str], host: str, method: str) -> str | None:
+def cross_site(headers: Headers, host: str, method: str) -> str | None:
     """Why a request came from another site's page; None when it did not. Browsers send at least one of the two."""
     site = headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
+        if (
+            method in SAFE
+            and headers.get("sec-fetch-mode") == "navigate"
+            and headers.get("sec-fetch-dest") == "document"
+        ):
+            return None  # somebody followed a link; the page it was on sees nothing of the answer
         return "requests from other sites' pages are refused"
     if site == "none" and method not in SAFE:
         return "a page that is not ours cannot change anything"
@@ -98,7 +106,7 @@ def same_origin(origin: str, host: str) -> bool:
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.strip().lower()
 
 
-def has_token(headers: MutableMapping[str, str], token: str) -> bool:
+def has_token(headers: Headers, token: str) -> bool:
     """Whether the token is there: as bearer, in Helicone's own header, or in our pages' cookie."""
     given = [headers.get("authorization", ""), headers.get("helicone-auth", "")]
     found = [value[7:].strip() for value in given if value[:7].lower() == "bearer "]
@@ -112,7 +120,7 @@ def has_token(headers: MutableMapping[str, str], token: str) -> bool:
     return any(hmac.compare_digest(value.encode("latin-1", "replace"), expected) for value in found)
 
 
-def content_type_refusal(scope: Scope, headers: MutableMapping[str, str]) -> tuple[int, str] | None:
+def content_type_refusal(scope: Scope, headers: Headers) -> tuple[int, str] | None:
     """A state-changing request's body is JSON, or an OTLP export in protobuf."""
     if scope["method"] in SAFE or not (headers.get("content-length", "0") != "0" or "transfer-encoding" in headers):
         return None

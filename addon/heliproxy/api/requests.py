@@ -26,10 +26,10 @@ from heliproxy.api.endpoint import (
 from heliproxy.api.errors import bad, not_found
 from heliproxy.api.fields import Fields
 from heliproxy.api.filters import COMPLETION_TOKENS, PROMPT_TOKENS, TOTAL_TOKENS, Condition, condition
+from heliproxy.api.links import BODY_PATH
 from heliproxy.api.rows import bodies_of, helicone_request, request_rows
 from heliproxy.bodies import read_body
 
-BODY_PATH = "/v1/signed-body"
 MAX_LIMIT = 1000
 MAX_IDS = 10_000
 
