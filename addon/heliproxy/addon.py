@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import ctx, exceptions, http, tls
 
-from heliproxy import attempts, fallbacks, flows, hosts, targets
+from heliproxy import attempts, dispatch, fallbacks, flows, hosts, targets
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.exchange import Exchange
 from heliproxy.formats import FORMATS
@@ -136,6 +136,8 @@ class Heliproxy:
         self.seen: Counter[str] = Counter()
         """Calls by provider since the start."""
         self.startup_error: str | None = None
+        self._ready = asyncio.Event()
+        """Set once the services run, or cannot. mitmproxy listens before that."""
         self._defaults: tuple[tuple[str, str], ...] = ()
         self._allowed: frozenset[str] = frozenset()
         self._retries_off: str | None = None
@@ -196,6 +198,7 @@ class Heliproxy:
         options.update(connection_strategy="lazy")
         if "tcp_timeout" in options and options.tcp_timeout < PATIENCE_SECONDS:
             options.update(tcp_timeout=PATIENCE_SECONDS)
+        dispatch.use(ctx.master)
         self._retries_off = attempts.available()
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)
@@ -204,10 +207,12 @@ class Heliproxy:
             await services.start(self)
         except Exception as e:
             self.startup_error = str(e)
+            self._ready.set()
             raise
         self.recorder = services.recorder
         services.gates.side_calls = self.recorder.finish
         self.services = services
+        self._ready.set()
 
     async def done(self) -> None:
         """Let exchanges under way end, write what is left, stop."""
@@ -335,6 +340,8 @@ class Heliproxy:
         return upstream.origin
 
     async def request(self, flow: http.HTTPFlow) -> None:
+        if self.services is None:
+            await self._ready.wait()
         exchange = self.live.get(flow.id)
         if exchange is None:
             await self._serve(flow)
@@ -601,7 +608,8 @@ class Heliproxy:
         exchange.finished = True
         if exchange.ended is None:
             exchange.ended = time.perf_counter()
-        self.recorder.finish(exchange)
+        if self.services is not None:
+            self.recorder.finish(exchange)
 
 
 def _is_policed(destination: Destination, directives: Directives) -> bool:

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import addons as stock
-from mitmproxy import exceptions, hooks, options
-from mitmproxy.addonmanager import AddonManager, safecall
+from mitmproxy import exceptions, options
 from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, tlsconfig
-from mitmproxy.flow import Flow
 from mitmproxy.log import MitmLogHandler
 from mitmproxy.master import Master
 from mitmproxy.proxy import mode_specs
@@ -23,6 +21,7 @@ from mitmproxy.proxy import mode_specs
 from heliproxy import hosts
 from heliproxy.addon import Heliproxy
 from heliproxy.certs import ensure_ca, upstream_trust
+from heliproxy.dispatch import DirectDispatch
 from heliproxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,52 +32,6 @@ logger = logging.getLogger(__name__)
 
 class StartError(Exception):
     """The proxy cannot start; the message says why and what to do."""
-
-
-class DirectDispatch(AddonManager):
-    """Calls only the addons that implement a hook, looked up once per hook.
-
-    mitmproxy's own manager walks every addon for every event, and a second time for `update`; that walk was a third
-    of the time a request took.
-    """
-
-    def __init__(self, master: Master) -> None:
-        super().__init__(master)  # type: ignore[no-untyped-call]
-        self._handlers: dict[str, list[Callable[..., Any]]] = {}
-
-    def add(self, *added: Any) -> None:
-        self._handlers.clear()
-        super().add(*added)  # type: ignore[no-untyped-call]
-
-    def remove(self, addon: Any) -> None:
-        self._handlers.clear()
-        super().remove(addon)  # type: ignore[no-untyped-call]
-
-    def _handlers_of(self, event: hooks.Hook) -> list[Callable[..., Any]]:
-        found = self._handlers.get(event.name)
-        if found is None:
-            found = [handler for addon in self.chain for _, handler in self._iter_hooks(addon, event)]
-            self._handlers[event.name] = found
-        return found
-
-    async def handle_lifecycle(self, event: hooks.Hook) -> None:
-        message = event.args()[0]
-        await self.trigger_event(event)
-        if isinstance(message, Flow) and self._handlers_of(_UPDATE):
-            await self.trigger_event(hooks.UpdateHook([message]))
-
-    async def trigger_event(self, event: hooks.Hook) -> None:
-        for handler in self._handlers_of(event):
-            try:
-                with safecall():
-                    result = handler(*event.args())
-                    if result is not None:
-                        await result
-            except exceptions.AddonHalt:
-                return
-
-
-_UPDATE = hooks.UpdateHook([])
 
 
 class HeadlessMaster(Master):
