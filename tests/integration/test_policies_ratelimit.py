@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from fakes import Upstream, chat_answer, json_answer
 from heliproxy.policy_store import LimitStore
 from rig import CHAT, KEY, Rig, chat, error, rigged, rigged_on
