@@ -74,6 +74,35 @@ def ca_paths(home: Path) -> CaPaths:
     return CaPaths(folder, folder / "mitmproxy-ca.pem", folder / "mitmproxy-ca-cert.pem")
 
 
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """What the certificate of an authority says."""
+
+    not_before: datetime
+    not_after: datetime
+    hosts: tuple[str, ...]
+    """The domains it is limited to; empty when it is not limited."""
+    is_ours: bool
+    """Made here, and not put there by the user."""
+
+
+def read_authority(home: Path) -> Authority:
+    """Look at the authority as it is, changing nothing.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: the file holds no key with its certificate.
+    """
+    paths = ca_paths(home)
+    if not paths.key_and_cert.exists():
+        raise FileNotFoundError(f"no certificate authority at {paths.key_and_cert}")
+    current = _read_ca(paths)
+    if current is None:
+        raise ValueError("not a private key and its certificate in PEM form")
+    cert = current[1]
+    return Authority(cert.not_valid_before_utc, cert.not_valid_after_utc, permitted_hosts(cert), _is_ours(cert))
+
+
 def ensure_ca(home: Path, hosts: Iterable[str], now: datetime | None = None) -> CaPaths:
     """Make the authority, or certify its key anew when it expires soon or a host is not covered yet.
 
@@ -417,6 +446,11 @@ def user_file(value: str | None) -> Path | None:
 def count_certificates(data: bytes) -> int:
     """How many PEM certificates there are in `data`."""
     return sum(1 for _ in _PEM.finditer(data))
+
+
+def pem_keys(data: bytes) -> set[bytes]:
+    """The certificates in PEM data, in a form that can be compared whatever their line breaks."""
+    return {b"".join(match[2].split()) for match in _PEM.finditer(data)}
 
 
 def _build(target: Path, base: str, sources: list[Path]) -> Path:

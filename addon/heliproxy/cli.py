@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "recost": Entry("prices_cli:recost", "Price logged requests again."),
     },
     "Set-up": {
+        "doctor": Entry("doctor:doctor_command", "Find what keeps calls from being logged, and say the cure."),
         "certs": Entry("certs_cli:certs_command", "Show, export and renew the certificate authority."),
         "addon-path": Entry("cli:addon_path_command", "Print the script for `mitmdump -s` and `mitmweb -s`."),
         "version": Entry("cli:version_command", "Print the versions of heliproxy and what it stands on."),

@@ -102,7 +102,7 @@ def child_env(
     """
     url = f"http://127.0.0.1:{port}"
     changes = dict.fromkeys(PROXY_VARIABLES, url)
-    exceptions, warnings = _no_proxy(environ, hosts)
+    exceptions, warnings = no_proxy(environ, hosts)
     changes |= {"NO_PROXY": exceptions, "no_proxy": exceptions}
     for name in REPLACING_VARIABLES:
         changes[name] = str(trust.bundle(_own_file(environ, name, warnings)))
@@ -131,7 +131,8 @@ def _own_file(environ: Mapping[str, str], name: str, warnings: list[str]) -> Pat
     return path
 
 
-def _no_proxy(environ: Mapping[str, str], hosts: Iterable[str]) -> tuple[str, list[str]]:
+def no_proxy(environ: Mapping[str, str], hosts: Iterable[str]) -> tuple[str, list[str]]:
+    """NO_PROXY with the loopback names added, and a warning for each entry that takes one of `hosts` away from us."""
     entries: dict[str, None] = {}
     for name in ("no_proxy", "NO_PROXY"):
         entries |= dict.fromkeys(e for e in re.split(r"[\s,]+", environ.get(name, "")) if e)
