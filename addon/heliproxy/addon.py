@@ -319,10 +319,7 @@ class Heliproxy:
         if own:
             return targets.of_own_port(request.method, path, directives, self._allowed), directives
         if helicone:
-            found = targets.of_helicone(request.method, request.host, path, directives, self._allowed)
-            if found.kind == "provider":
-                found = targets.overridden(found, request.method, directives, self._allowed)
-            return found, directives
+            return targets.of_helicone(request.method, request.host, path, directives, self._allowed), directives
         method = "POST" if flows.is_websocket(request) else request.method
         known = targets.of_provider(method, request.host, path) or targets.of_added(method, request.host, path)
         known = flows.with_origin(known, request)

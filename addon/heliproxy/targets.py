@@ -119,6 +119,8 @@ def _redirect(host: str, path: str, location: str) -> Destination:
 def of_own_port(method: str, path: str, directives: Directives, allowed: Collection[str]) -> Destination:
     """A request to the proxy port itself, in base-URL style; what is no gateway path is the API's."""
     found = hosts.gateway_target(path)
+    if found is None and path.startswith("/v1/gateway/") and (directives.target_url or directives.fallbacks):
+        found = hosts.Target("", 443, path.removeprefix("/v1/gateway"), "gateway")
     served = _served_here(method, "", path if found is None else found.path, directives)
     if served is not None:
         return served
@@ -142,7 +144,8 @@ def _of_target(
         return _redirect(host, found.path, _HOME_PAGES[found.host])
     route = hosts.route(method, found.host, found.path) or _nobody(found.host)
     scheme = "http" if found.port in hosts.LOCAL_PORTS else "https"
-    return Destination("provider", route, scheme, found.host, found.port, found.path)
+    destination = Destination("provider", route, scheme, found.host, found.port, found.path)
+    return overridden(destination, method, directives, allowed)
 
 
 def _ai_gateway(method: str, path: str) -> Destination:
