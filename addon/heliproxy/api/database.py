@@ -104,6 +104,12 @@ class Database:
                 return
         conn.close()
 
+    def close(self) -> None:
+        """Close the connections that are kept for the next read."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop()[1].close()
+
 
 def add_functions(conn: sqlite3.Connection) -> None:
     """Functions the API's SQL uses: bodies as text, and comparison of text beyond ASCII."""

@@ -1,0 +1,109 @@
+"""The API over a real database file and a real recorder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from heliproxy.api import create_app
+from heliproxy.bodies import Body
+from heliproxy.home import DATABASE_NAME
+from heliproxy.pricing import Prices
+from heliproxy.record import Pricing
+from heliproxy.recorder import Recorder
+from heliproxy.settings import Settings
+from heliproxy.store import Record, Store
+from heliproxy.tokens import estimate
+
+ORIGIN = "http://127.0.0.1:8585"
+
+
+@dataclass
+class Rig:
+    """A client of the app, and what is behind it."""
+
+    client: TestClient
+    recorder: Recorder
+    app: Any
+    home: Path
+    addon: Any
+
+    def add(self, id: str, *, properties: dict[str, str] | None = None, body: Body | None = None, **row: Any) -> None:
+        """Log a finished call."""
+        defaults = {"created_at": "2026-09-01T12:00:00.000Z", "provider": "openai", "host": "api.openai.com"}
+        defaults |= {
+            "path": "/v1/chat/completions",
+            "method": "POST",
+            "status": 200,
+            "source": "proxy",
+            "incomplete": 0,
+        }
+        self.recorder.put(Record({**defaults, "id": id, **row}, properties or {}, body))
+
+    def post(self, path: str, body: Any = None, status: int = 200, **kwargs: Any) -> Any:
+        """POST JSON and give back `data`, or the whole answer where it is no envelope."""
+        answer = self.client.post(path, json={} if body is None else body, **kwargs)
+        assert answer.status_code == status, answer.text
+        found = answer.json()
+        return found["data"] if isinstance(found, dict) and "data" in found and status < 400 else found
+
+    def get(self, path: str, status: int = 200) -> Any:
+        answer = self.client.get(path)
+        assert answer.status_code == status, answer.text
+        found = answer.json()
+        return found["data"] if isinstance(found, dict) and "data" in found and status < 400 else found
+
+    def error(self, path: str, body: Any, status: int = 400) -> str:
+        """The error that a refused POST answers."""
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == status, answer.text
+        assert answer.json()["data"] is None
+        return str(answer.json()["error"])
+
+    def ids(self, filter: Any, **more: Any) -> list[str]:
+        """Ids a request query finds, sorted."""
+        body = {"filter": filter, "limit": 1000, **more}
+        return sorted(row["request_id"] for row in self.post("/v1/request/query", body))
+
+
+def open_rig(home: Path, prices: Prices) -> Rig:
+    """Start a recorder over `home` and put the app on top; the caller closes both."""
+    recorder = Recorder(Store(home / DATABASE_NAME).writer, lambda: Pricing(prices, estimate, b"s" * 32))
+    recorder.start()
+    services = SimpleNamespace(recorder=recorder, api=None)
+    addon = SimpleNamespace(settings=Settings(home=home), recorder=recorder, live={}, services=services)
+    app = create_app(addon)  # type: ignore[arg-type]
+    return Rig(TestClient(app, base_url=ORIGIN), recorder, app, home, addon)
+
+
+def log_body(**changes: Any) -> dict[str, Any]:
+    """A small manual log of a chat completion; `changes` replace its top-level parts."""
+    now = int(time.time())
+    body: dict[str, Any] = {
+        "providerRequest": {
+            "url": "https://api.openai.com/v1/chat/completions",
+            "json": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]},
+            "meta": {},
+        },
+        "providerResponse": {
+            "status": 200,
+            "headers": {},
+            "json": {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "model": "gpt-4o-mini-2024-07-18",
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": "yo"}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+            },
+        },
+        "timing": {
+            "startTime": {"seconds": now, "milliseconds": 0},
+            "endTime": {"seconds": now, "milliseconds": 250},
+        },
+    }
+    return {**body, **changes}
