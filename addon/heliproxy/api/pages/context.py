@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from heliproxy.recorder import Recorder
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Pages:
     """Shared by all page handlers; they run on threads."""
 
@@ -50,6 +50,14 @@ class Pages:
         self.state = StateFile(self.home / STATE_NAME)
         self.budgets = BudgetStore(self.state, log)
         self.cache = CacheStore(self.state)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.readers.close()
+        self.state.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def health(self) -> str:
         """What was lost, as a sentence; "" when nothing was."""

@@ -7,9 +7,10 @@ import json
 import logging
 import sqlite3
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -51,24 +52,12 @@ class Live:
 
     async def _events(self, filters: Filters, text: str, columns: list[str], draw: bool) -> AsyncIterator[str]:
         self._listening += 1
-        follower: Follower | None = None
-        conn: sqlite3.Connection | None = None
+        source = Source(self._pages.readers.path, filters)
         silent = 0.0
         try:
             yield "retry: 3000\n\n"
             while not self._pages.stopping():
-                try:
-                    if follower is None:
-                        conn = await to_thread.run_sync(open_reader, self._pages.readers.path)
-                        follower = await to_thread.run_sync(Follower, conn, filters)
-                    rows = await to_thread.run_sync(follower.poll)
-                except (OSError, sqlite3.Error, SchemaError):
-                    # No file yet, or one that was just replaced: look again.
-                    follower, rows = None, []
-                    if conn is not None:
-                        conn.close()
-                        conn = None
-                rows = [row for row in rows if not text or contains(row, text)]
+                rows = [row for row in await run_in_threadpool(source.poll) if not text or contains(row, text)]
                 if rows:
                     silent = 0.0
                     yield event(rows, columns, draw, self._pages.zone)
@@ -80,8 +69,33 @@ class Live:
                 await asyncio.sleep(EVERY_SECONDS)
         finally:
             self._listening -= 1
-            if conn is not None:
-                conn.close()
+            source.close()
+
+
+class Source:
+    """The new rows of one log, for one listener; waits for a log that is not there yet, or was replaced."""
+
+    def __init__(self, path: Path, filters: Filters) -> None:
+        self._path = path
+        self._filters = filters
+        self._conn: sqlite3.Connection | None = None
+        self._follower: Follower | None = None
+
+    def poll(self) -> list[Row]:
+        """Rows finished since the last call. Never raises for what is wrong with the file."""
+        try:
+            if self._follower is None:
+                self._conn = open_reader(self._path)
+                self._follower = Follower(self._conn, self._filters)
+            return self._follower.poll()
+        except (OSError, sqlite3.Error, SchemaError):
+            self.close()
+            return []
+
+    def close(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+        self._conn = self._follower = None
 
 
 def contains(row: Row, text: str) -> bool:

@@ -17,6 +17,7 @@ from heliproxy.api.pages.limits import budget_rows
 from heliproxy.api.pages.render import link, page
 from heliproxy.api.pages.welcome import welcome
 from heliproxy.api.pages.window import Window, kept_params, read_filters, read_window
+from heliproxy.conversation import visible
 from heliproxy.queries import Filters, Line, Tally
 from heliproxy.times import buckets, label, stored_time
 
@@ -48,11 +49,10 @@ def overview(pages: Pages, request: Request) -> Response:
         by = params.get("by", "model")
         if by not in dict(groupings):
             by = "model"
-        key = (window.name, window.since_text, window.until_text, window.since if window.name == "today" else None)
-        figures = pages.kept.get(
-            ("overview", key, filters.condition()[1] if window.name == "custom" else filters_key(filters), by),
-            lambda: compute(conn, window, filters, by, now, pages),
-        )
+        key: tuple[Any, ...] = ("overview", window.name, window.since_text, window.until_text, chosen(filters), by)
+        if window.name == "today":
+            key = (*key, window.since)
+        figures = pages.kept.get(key, lambda: compute(conn, window, filters, by, now, pages))
     return page(
         request,
         "overview.html",
@@ -68,7 +68,7 @@ def overview(pages: Pages, request: Request) -> Response:
     )
 
 
-def filters_key(filters: Filters) -> Any:
+def chosen(filters: Filters) -> tuple[Any, ...]:
     """What tells two sets of filters apart, time left out."""
     return tuple(getattr(filters, name) for name in Filters.__slots__ if name not in ("since", "until"))
 
@@ -96,9 +96,9 @@ def line_values(line: Line) -> dict[str, Any]:
 
 
 def group_name(group: str, value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return NOBODY.get(group, f"no {group.removeprefix('property:')}")
-    return str(value)
+    return visible(str(value))
 
 
 def group_url(group: str, value: Any, window: Window) -> str | None:

@@ -52,6 +52,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=shown,
     )
     env.filters |= {
         "money": money,
@@ -72,6 +73,11 @@ def environment() -> Environment:
     }
     env.globals |= {"pages": PAGES, "version": __version__, "link": link, "image_source": image_source}
     return env
+
+
+def shown(value: Any) -> Any:
+    """What a template writes for a value: text with its control characters visible, whatever page it is on."""
+    return visible(value) if type(value) is str else value
 
 
 def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:

@@ -1,0 +1,410 @@
+"""The pages as their server sends them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from click.testing import CliRunner
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from heliproxy.api.pages import page_routes
+from heliproxy.api.pages.context import Pages
+from heliproxy.api.pages.render import duration, image_source, money, share, tokens
+from heliproxy.reports_cli import costs
+
+MARKUP = "<img src=x onerror=alert(1)>"
+ALL = (
+    "/",
+    "/?by=provider&range=30d",
+    "/?by=property:App",
+    "/?since=2026-11-18&until=2026-11-19",
+    "/requests",
+    "/requests?column=App&column=Environment",
+    "/requests?q=haiku&status=ok&model=gpt-*",
+    "/requests?property=App%3Dagent",
+    "/sessions",
+    "/users",
+    "/users?sort=requests",
+    "/properties",
+    "/properties?key=App",
+    "/cache",
+    "/limits",
+    "/sql",
+    "/sql?q=SELECT+model,+count(*)+FROM+requests+GROUP+BY+1",
+    "/welcome",
+    "/login",
+)
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_page_is_served_with_nothing_inline_and_nothing_from_elsewhere(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert_harmless(answer.text)
+
+
+def assert_harmless(text: str) -> None:
+    for tag, attributes in Elements(text).found:
+        assert "style" not in attributes
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("/", "#", "data:image/png", "data:image/jpeg")), (
+                tag,
+                name,
+                value,
+            )
+            assert value is None or not value.startswith("//")
+        if tag == "script":
+            assert attributes.get("src") or attributes.get("type") == "application/json"
+
+
+def test_hostile_request_is_shown_as_text(client: TestClient, conn: Any) -> None:
+    ids = [row[0] for row in conn.execute("SELECT id FROM requests WHERE id LIKE 'hostile-%' OR id = 'long'")]
+    assert len(ids) == 12
+    for request_id in ids:
+        answer = client.get(f"/requests/{quote(request_id, safe='')}")
+        assert answer.status_code == 200, request_id
+        assert_harmless(answer.text)
+        assert "\x1b" not in answer.text
+        assert "\u202e" not in answer.text
+
+
+def test_hostile_session_is_shown_as_text(client: TestClient, conn: Any) -> None:
+    for (session_id,) in conn.execute("SELECT DISTINCT session_id FROM requests WHERE session_id LIKE 'session %'"):
+        for view in ("tree", "timeline", "chat", MARKUP):
+            answer = client.get(f"/sessions/{quote(session_id, safe='')}", params={"view": view})
+            assert answer.status_code == 200
+            assert_harmless(answer.text)
+
+
+@pytest.mark.parametrize(
+    "path", ["/requests/nothing", "/sessions/nothing", "/requests/nothing.json", "/requests/x/request.txt"]
+)
+def test_unknown_id_is_a_404(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "status=never",
+        "since=yesterday-ish",
+        "property=novalue",
+        "before=x",
+        "before=a~b",
+        "range=%00",
+        "offset=-1",
+        "q=%25_%5C",
+    ],
+)
+def test_nonsense_in_the_url_is_no_error(client: TestClient, query: str) -> None:
+    for path in ("/requests", "/", "/sessions"):
+        assert client.get(f"{path}?{query}").status_code == 200
+
+
+def test_paging_visits_every_request_once(client: TestClient, conn: Any) -> None:
+    seen: list[str] = []
+    url = "/requests"
+    while url:
+        text = client.get(url).text
+        seen += re.findall(r'<tr data-row id="r-([^"]*)"', text)
+        following = re.search(r'rel="next" href="([^"]+)"', text)
+        url = following.group(1).replace("&amp;", "&") if following else ""
+    assert len(seen) == conn.execute("SELECT count(*) FROM requests").fetchone()[0]
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("query", "where"),
+    [
+        ("model=gpt-5", "model = 'gpt-5'"),
+        ("model=claude-*", "model LIKE 'claude-%'"),
+        ("user=ada", "user_id = 'ada'"),
+        ("status=cached", "cache = 'HIT'"),
+        ("status=429", "status = 429"),
+        ("property=App%3Dagent", "id IN (SELECT request_id FROM properties WHERE key = 'App' AND value = 'agent')"),
+        ("q=HAIKU", "preview LIKE '%haiku%'"),
+        ("q=haiku&user=ada", "preview LIKE '%haiku%' AND user_id = 'ada'"),
+        ("since=2026-11-18&until=2026-11-18", "created_at >= '2026-11-18' AND created_at < '2026-11-19'"),
+    ],
+)
+def test_export_holds_exactly_what_the_filter_means(client: TestClient, conn: Any, query: str, where: str) -> None:
+    rows = client.get(f"/requests.json?{query}").json()
+    wanted = {row[0] for row in conn.execute(f"SELECT id FROM requests WHERE {where}")}
+    assert wanted
+    assert {row["id"] for row in rows} == wanted
+
+
+def test_csv_is_safe_to_open_in_a_spreadsheet(client: TestClient) -> None:
+    rows = list(csv.reader(io.StringIO(client.get("/requests.csv").text)))
+    assert len({len(row) for row in rows}) == 1
+    assert not [cell for row in rows for cell in row if cell[:1] in ("=", "+", "@")]
+
+
+def test_overview_equals_heliproxy_costs_to_the_last_digit(client: TestClient, log: Path) -> None:
+    printed = CliRunner().invoke(
+        costs, ["--home", str(log), "--since", "2026-11-12", "--until", "2026-11-17", "-z", "UTC", "-f", "json"]
+    )
+    assert printed.exit_code == 0, printed.output
+    told = json.loads(printed.stdout)
+    page = client.get("/?since=2026-11-12&until=2026-11-17").text
+    shown = dict(re.findall(r'id="total-(\w+)"><data value="([^"]*)"', page))
+    total = told["total"]
+    assert float(shown["cost"]) == float(total["cost_usd"]) > 0
+    assert shown["requests"] == str(total["requests"])
+    assert shown["input"] == str(total["input_tokens"])
+    assert shown["output"] == str(total["output_tokens"])
+    assert shown["errors"] == str(total["errors"])
+    assert shown["hits"] == str(total["hits"])
+
+
+def test_charts_add_up_to_the_total(client: TestClient) -> None:
+    page = client.get("/?range=30d").text
+    chart = json.loads(re.search(r'id="chart-requests">(.*?)</script>', page, re.DOTALL).group(1))  # type: ignore[union-attr]
+    total = re.search(r'id="total-requests"><data value="(\d+)"', page)
+    assert total is not None
+    assert sum(value or 0 for series in chart["series"] for value in series["values"]) == int(total.group(1))
+    assert len(chart["times"]) == len(chart["labels"]) == len(chart["starts"]) == 31
+
+
+def test_request_page_shows_what_was_said_and_what_it_cost(client: TestClient, conn: Any) -> None:
+    found = conn.execute(
+        "SELECT id, preview, answer_preview, cost_usd FROM requests WHERE format = 'anthropic_messages' "
+        "AND status = 200 AND cache IS NULL AND cost_usd IS NOT NULL LIMIT 1"
+    ).fetchone()
+    text = client.get(f"/requests/{found[0]}").text
+    assert repr(found[3]) in text
+    assert "search_documents" in text
+    assert "You are a careful assistant." in text
+    assert "ANTHROPIC_API_KEY" in text
+
+
+def test_request_json_has_row_and_bodies(client: TestClient, conn: Any) -> None:
+    (request_id,) = conn.execute(
+        "SELECT id FROM requests WHERE format = 'openai_chat' AND status = 200 LIMIT 1"
+    ).fetchone()
+    found = client.get(f"/requests/{request_id}.json").json()
+    assert found["id"] == request_id
+    assert found["request"]["messages"][0]["role"] == "system"
+    assert set(found["properties"]) == {"App", "Environment"}
+
+
+def test_stored_body_is_plain_text_whatever_it_is(client: TestClient) -> None:
+    answer = client.get("/requests/long/request.txt")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert len(answer.content) == 1 << 20
+
+
+def test_cut_body_still_shows_its_conversation(client: TestClient) -> None:
+    text = client.get("/requests/long").text
+    assert "lorem ipsum lorem" in text
+    assert "characters more, see the raw body" in text
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "DELETE FROM requests",
+        "DROP TABLE requests",
+        "INSERT INTO scores VALUES ('a', 'b', 1, 'c')",
+        "ATTACH DATABASE '/tmp/x.db' AS x",
+        "PRAGMA journal_mode = DELETE",
+        "SELECT load_extension('x')",
+        "VACUUM INTO 'copy.db'",
+        "SELECT 1; SELECT 2",
+        "SELEC",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT randomblob(99999999) FROM n, n m",
+        "SELECT '\x00'",
+    ],
+)
+def test_sql_refuses_all_but_reading(client: TestClient, conn: Any, question: str) -> None:
+    before = conn.execute("SELECT count(*) FROM requests").fetchone()
+    answer = client.get("/sql", params={"q": question})
+    assert answer.status_code == 200
+    assert 'class="notice bad gap"' in answer.text
+    assert conn.execute("SELECT count(*) FROM requests").fetchone() == before
+
+
+def test_sql_stops_in_time(log: Path) -> None:
+    from heliproxy.api.pages.sql import ask
+    from heliproxy.store import open_reader
+
+    conn = open_reader(log / "heliproxy.db")
+    try:
+        endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+        assert ask(conn, endless, seconds=0.2).error == "stopped after 0.2 s"
+        assert ask(conn, "SELECT 1 AS one").rows == ((1,),)
+    finally:
+        conn.close()
+
+
+def test_empty_log_teaches_how_to_connect(tmp_path: Path) -> None:
+    with TestClient(Starlette(routes=page_routes(Pages(tmp_path)))) as client:
+        for path in ("/", "/requests", "/sessions", "/cache"):
+            text = client.get(path).text
+            assert "heliproxy run -- python app.py" in text
+            assert "eval &#34;$(heliproxy env)&#34;" in text
+
+
+def test_page_says_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "heliproxy.db").write_bytes(b"this is no database" * 100)
+    with TestClient(Starlette(routes=page_routes(Pages(tmp_path)))) as client:
+        answer = client.get("/")
+        assert answer.status_code == 503
+        assert "not a SQLite database" in answer.text
+
+
+def test_token_is_taken_once_and_kept_as_a_cookie(tmp_path: Path) -> None:
+    pages = Pages(tmp_path, token=lambda: "s3cret")
+    with TestClient(Starlette(routes=page_routes(pages)), base_url="http://127.0.0.1:8585") as client:
+        assert "HELIPROXY_TOKEN" in client.get("/login").text
+        for wrong in ({"token": "s3cre"}, {"token": None}, [], {"token": "\ud800"}):
+            assert client.post("/login", content=json.dumps(wrong)).status_code == 401
+        assert client.post("/login", content=b"x" * 20_000).status_code == 413
+        answer = client.post("/login", json={"token": "s3cret"})
+        assert answer.status_code == 200
+        assert "HttpOnly" in answer.headers["set-cookie"]
+        assert "samesite=strict" in answer.headers["set-cookie"].lower()
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [
+        (None, "–"),
+        (0.0, "$0"),
+        (1e-9, "<$0.000001"),
+        (0.000123, "$0.000123"),
+        (0.0412, "$0.0412"),
+        (12.349, "$12.35"),
+        (1234.6, "$1,235"),
+    ],
+)
+def test_money_has_as_many_digits_as_matter(usd: float | None, text: str) -> None:
+    assert money(usd) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (987, "987"),
+        (9_999, "9,999"),
+        (12_345, "12.3k"),
+        (987_654, "988k"),
+        (4_560_000, "4.56M"),
+        (2.5e9, "2.50G"),
+    ],
+)
+def test_counts_stay_short(count: float | None, text: str) -> None:
+    assert tokens(count) == text
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (None, "–"),
+        (0.0, "0.0 ms"),
+        (87.4, "87 ms"),
+        (1240, "1.24 s"),
+        (12_400, "12.4 s"),
+        (185_000, "3 min 05 s"),
+        (7_500_000, "2 h 05 min"),
+    ],
+)
+def test_durations_read_as_people_say_them(ms: float | None, text: str) -> None:
+    assert duration(ms) == text
+
+
+def test_shares_of_nothing_are_unknown() -> None:
+    assert [share(1, 0), share(None, 4), share(1, 4), share(1, 400)] == ["–", "–", "25 %", "0.2 %"]
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("data:image/png;base64,AAAA", True),
+        ("DATA:IMAGE/PNG;BASE64,AAAA", True),
+        ("data:image/svg+xml;base64,AAAA", False),
+        ("data:text/html;base64,AAAA", False),
+        ("https://tracker.example/a.png", False),
+        ("file-123", False),
+    ],
+)
+def test_only_pictures_in_the_log_itself_are_shown(source: str, shown: bool) -> None:
+    assert image_source(source) == (source if shown else "")
+
+
+def test_idle_times_of_a_session_are_shortened() -> None:
+    from heliproxy.api.pages.sessions import without_idle
+
+    spans = [(0.0, 100.0), (100_000.0, 100_100.0)]
+    assert without_idle(spans) == ([(0.0, 100.0), (120.0, 220.0)], True)
+    assert without_idle([(0.0, 100.0), (50.0, 200.0)]) == ([(0.0, 100.0), (50.0, 200.0)], False)
+
+
+def test_results_are_kept_until_the_log_changes(tmp_path: Path) -> None:
+    from heliproxy.api.pages.kept import Kept
+
+    now = [100.0]
+    calls: list[float] = []
+    path = tmp_path / "log"
+    path.write_text("1")
+
+    def compute() -> float:
+        calls.append(now[0])
+        now[0] += 0.1
+        return now[0]
+
+    kept = Kept(path, clock=lambda: now[0])
+    first = kept.get("a", compute)
+    now[0] += 1000
+    assert kept.get("a", compute) == first
+    path.write_text("changed")
+    assert kept.get("a", compute) != first
+    path.write_text("changed again")
+    now[0] += 0.5  # five times as long as it took: still fresh enough
+    kept.get("a", compute)
+    now[0] += 1.0
+    kept.get("a", compute)
+    assert len(calls) == 3
+
+
+def test_window_names_the_same_time_as_the_command_line(pages: Pages) -> None:
+    from starlette.datastructures import QueryParams
+
+    from heliproxy.api.pages.window import read_window
+
+    now = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
+    assert read_window(QueryParams("range=7d"), now, UTC).since == now - timedelta(days=7)
+    assert read_window(QueryParams("range=today"), now, UTC).since == datetime(2026, 11, 20, tzinfo=UTC)
+    custom = read_window(QueryParams("since=2026-11-01&until=2026-11-02"), now, UTC)
+    assert (custom.since, custom.until) == (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC))
+    assert read_window(QueryParams("since=soon"), now, UTC).problem.startswith("'soon' is not a time")
