@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -487,12 +487,17 @@ class Heliproxy:
         length = headers.get("content-length", "")
         return not (length.isascii() and length.isdigit() and int(length[:12]) <= BUFFER_LIMIT)
 
-    def _tap(self, flow_id: str, exchange: Exchange, response: http.Response) -> Callable[[bytes], bytes]:
+    def _tap(
+        self, flow_id: str, exchange: Exchange, response: http.Response
+    ) -> Callable[[bytes], bytes | Iterable[bytes]]:
         """A function that lets a response's bytes pass and keeps a copy for the recorder."""
         tap = self._copier(flow_id, exchange, response)
         plain = response.headers.get("content-encoding", "identity").lower() == "identity"
         stream = is_stream_type(response.headers.get("content-type", ""))
         if exchange.hide_usage and plain and stream:
+            if "content-length" in response.headers:
+                del response.headers["content-length"]
+                response.headers["transfer-encoding"] = "chunked"
             return _through(tap, UsageHider())
         if exchange.directives.stream_force_format and stream:
             return _through(tap, ChunkJoiner())
@@ -629,13 +634,13 @@ def _remembered(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> 
     return parse(flows.text_fields(fields), defaults)
 
 
-def _through(tap: Callable[[bytes], bytes], filter: UsageHider | ChunkJoiner) -> Callable[[bytes], bytes]:
+def _through(tap: Callable[[bytes], bytes], filter: UsageHider | ChunkJoiner) -> Callable[[bytes], Iterable[bytes]]:
     """The tap sees what the upstream sent, the client gets what the filter lets through."""
 
-    def pass_on(data: bytes) -> bytes:
-        if not data:
-            return filter.end()
-        return filter.feed(tap(data))
+    def pass_on(data: bytes) -> Iterable[bytes]:
+        passed = filter.feed(tap(data)) if data else filter.end()
+        # An empty chunk would be the end of a chunked body, so nothing must be no chunk at all.
+        return [passed] if passed else []
 
     return pass_on
 

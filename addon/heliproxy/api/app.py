@@ -60,6 +60,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 
 
+BASE_URLS = (
+    "on the proxy's port, base URLs for SDKs are /oai/v1 for OpenAI, /anthropic for Anthropic, /groq/openai/v1 and so"
+    " on, /gateway with Helicone-Target-URL for any other, and /ai-gateway/v1"
+)
+
+
 def build(addon: Heliproxy) -> Starlette:
     secret = cache(lambda: install_secret(addon.settings.home))
     api = Api(addon, secret)
@@ -144,7 +150,7 @@ async def api_error(request: Request, error: Exception) -> Response:  # noqa: AR
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return failure(f"there is no {request.method} {request.url.path[:200]} here", 404)
+        return failure(f"there is no {request.method} {request.url.path[:200]} here; {BASE_URLS}", 404)
     response = failure(error.detail, error.status_code)
     response.headers.update(error.headers or {})
     return response
