@@ -425,6 +425,8 @@ def _bodies(
     row: Mapping[str, Any],
 ) -> Body | None:
     directives = exchange.directives
+    if directives.omit_request and directives.omit_response:
+        return None
     if directives.omit_request:
         request = _omitted(row["request_model"])
     if directives.omit_response:
