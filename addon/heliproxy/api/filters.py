@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heliproxy.api.errors import ApiError, bad
+from heliproxy.api.errors import bad
 from heliproxy.api.fields import moment
 from heliproxy.times import stored_time
 
@@ -432,5 +432,3 @@ def _flag(sql: str, before: tuple[Any, ...], operator: str, value: Any, where: s
 
 Maker = Callable[[str, tuple[Any, ...], str, Any, str], Condition]
 MAKERS: Mapping[str, Maker] = {"text": _text, "number": _number, "time": _time, "flag": _flag}
-
-__all__ = ["ApiError", "Column", "Condition", "condition", "glob_of", "to_number"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,10 @@ def bounds(fields: Fields, values: Sequence[float]) -> tuple[float, float] | Non
     if not values:
         return None
     size = fields.choice("pSize", P_SIZES, "p99.9")
-    low, high = values[0], percentile(values, float(size[1:]) / 100)
+    low, high = values[0], values[math.ceil(float(size[1:]) / 100 * len(values)) - 1]
     if fields.flag("useInterquartile"):
-        low, high = percentile(values, 0.25) or 0.0, percentile(values, 0.75)
-    return low, high if high is not None else low
+        low, high = percentile(values, 0.25) or 0.0, percentile(values, 0.75) or 0.0
+    return low, high
 
 
 def histogram(fields: Fields, values: Sequence[float]) -> list[dict[str, Any]]:

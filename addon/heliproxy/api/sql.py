@@ -115,6 +115,8 @@ def run(api: Api, sql: str) -> tuple[list[str], list[tuple[Any, ...]], int]:
         conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
         conn.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         add_functions(conn)
+        for table in VALUES:  # connected now, since that is more than reading
+            conn.execute(f"SELECT 1 FROM {table}('[]')").fetchall()
         conn.set_authorizer(authorize)
         conn.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
         cursor = conn.execute(clickhouse_words(sql).strip().rstrip(";"))

@@ -1,0 +1,159 @@
+"""Datasets, models, webhooks."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from api_rig import Rig, log_body
+from heliproxy.bodies import Body
+from heliproxy.webhooks import Hook, Webhooks, check_destination, hook_of
+
+
+def test_datasets_from_beginning_to_end(rig: Rig) -> None:
+    for i in range(3):
+        rig.add(f"r{i}", body=Body(b'{"n": %d}' % i, b'{"ok": true}', "application/json", "application/json"))
+    base = "/v1/helicone-dataset"
+    dataset = rig.post(base, {"datasetName": "mine", "requestIds": ["r0", "r1"]})["datasetId"]
+    assert "no request 'nope'" in rig.error(base, {"datasetName": "x", "requestIds": ["nope"]})
+    rig.post(f"{base}/{dataset}/mutate", {"addRequests": ["r2", "r0"], "removeRequests": ["r1"]})
+    assert rig.post(f"{base}/{dataset}/count") == 2
+    rows = rig.post(f"{base}/{dataset}/query", {"limit": 10, "offset": 0})
+    assert [row["origin_request_id"] for row in rows] == ["r0", "r2"]
+    assert rig.client.get(rows[0]["signed_url"]["data"]).json() == {"request": {"n": 0}, "response": {"ok": True}}
+    rig.post(f"{base}/{dataset}/request/{rows[0]['id']}", {"requestBody": {"n": 9}, "responseBody": {"ok": False}})
+    assert rig.client.get(rows[0]["signed_url"]["data"]).json() == {"request": {"n": 9}, "response": {"ok": False}}
+    assert rig.get("/v1/request/r0?includeBody=true")["request_body"] == {"n": 0}
+    (listed,) = rig.post(f"{base}/query", {})
+    assert (listed["name"], listed["requests_count"], listed["id"]) == ("mine", 2, dataset)
+    rig.post(f"{base}/{dataset}/delete")
+    assert rig.post(f"{base}/query", {"datasetIds": [dataset]}) == []
+    assert rig.error(f"{base}/{dataset}/count", {}, 404) == "Dataset not found"
+
+
+def test_models_come_from_our_price_data(rig: Rig) -> None:
+    found = rig.get("/v1/public/model-registry/models")
+    assert found["total"] == len(found["models"]) > 300
+    model = next(one for one in found["models"] if one["id"] == "gpt-4o-mini")
+    endpoint = next(one for one in model["endpoints"] if one["providerSlug"] == "openai")
+    assert endpoint["pricing"]["prompt"] == 0.15
+    assert endpoint["pricing"]["completion"] == 0.6
+    assert endpoint["pricing"]["cacheRead"] == 0.075
+    listed = rig.client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert "gpt-4o-mini" in [one["id"] for one in listed["data"]]
+    costs = rig.client.get("/api/llm-costs?provider=openai&model=gpt-4o-mini&operator=equals").json()["data"]
+    assert (costs[0]["input_cost_per_1m"], costs[0]["output_cost_per_1m"]) == (0.15, 0.6)
+
+
+class Receiver:
+    """A webhook's destination on loopback; answers with `statuses`, then 200."""
+
+    def __init__(self, statuses: list[int]) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                self.send_response(statuses.pop(0) if statuses else 200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+                receiver.arrived.set()
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.arrived = threading.Event()
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?x=1"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def test_webhooks_are_signed_and_delivered_after_the_row(rig: Rig) -> None:
+    receiver = Receiver([])
+    hooks = Webhooks(rig.home / "heliproxy.db", lambda request_id: f"http://127.0.0.1:8585/x/{request_id}")
+    try:
+        config = {"sampleRate": 100, "propertyFilters": [{"key": "Env", "value": "prod"}]}
+        hook_id = rig.post("/v1/webhooks", {"destination": receiver.url, "config": config})["id"]
+        (listed,) = rig.get("/v1/webhooks")
+        assert (listed["id"], json.loads(listed["config"])) == (hook_id, config)
+        hooks.attach(rig.recorder)
+        rig.client.post("/oai/v1/log", json=log_body(), headers={"Helicone-Property-Env": "dev"})
+        answer = rig.client.post("/oai/v1/log", json=log_body(), headers={"Helicone-Property-Env": "prod"})
+        assert receiver.arrived.wait(10)
+        ((headers, body),) = receiver.got
+        expected = hmac.new(listed["hmac_key"].encode(), body, hashlib.sha256).hexdigest()
+        assert headers["helicone-signature"] == expected
+        note = json.loads(body)
+        assert note["request_id"] == answer.headers["helicone-id"]
+        assert json.loads(note["request_body"])["model"] == "gpt-4o-mini"
+        assert note["properties"] == {"env": "prod"}
+        assert (note["metadata"]["promptTokens"], note["metadata"]["totalTokens"]) == (100, 120)
+        assert note["request_response_url"].endswith(note["request_id"])
+        assert rig.post(f"/v1/webhooks/{hook_id}/test") == {"success": True, "message": "the destination answered 200"}
+        assert rig.client.delete(f"/v1/webhooks/{hook_id}").status_code == 200
+        assert rig.get("/v1/webhooks") == []
+    finally:
+        hooks.close()
+        receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "attempts", "delivered"),
+    [
+        ([200], 1, 1),
+        ([503, 200], 2, 1),
+        ([429, OSError("refused"), 204], 3, 1),
+        ([404], 1, 0),
+        ([500, 500, 500, 500], 4, 0),
+    ],
+)
+def test_deliveries_are_retried_while_that_may_help(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, answers: list[Any], attempts: int, delivered: int
+) -> None:
+    monkeypatch.setattr("heliproxy.webhooks.RETRY_DELAYS", (0.001, 0.001, 0.001))
+    rig.post("/v1/webhooks", {"destination": "http://127.0.0.1:9/", "config": {}})
+    rig.add("r")
+    rig.recorder.flush()
+    sent: list[bytes] = []
+
+    def send(hook: Hook, body: bytes, request_id: str) -> int:
+        sent.append(body)
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return int(answer)
+
+    hooks = Webhooks(rig.home / "heliproxy.db", send=send)
+    hooks.deliver(["r"])
+    hooks.close()
+    assert (len(sent), hooks.counters.delivered) == (attempts, delivered)
+
+
+def test_sampling_and_filters() -> None:
+    hook = hook_of({"config": {"sampleRate": 25, "propertyFilters": [{"key": "A", "value": "1"}]}})
+    assert hook.wants({"a": "1"}, 0.2)
+    assert not hook.wants({"a": "1"}, 0.3)
+    assert not hook.wants({"a": "2"}, 0.2)
+    assert hook_of({"config": "odd"}).sample == 1.0
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "nope", "http://", "file:///etc/passwd", "http://a:b:c/"])
+def test_destinations_are_http(rig: Rig, url: str) -> None:
+    with pytest.raises(ValueError):
+        check_destination(url)
+    assert "'destination'" in rig.error("/v1/webhooks", {"destination": url, "config": {}})
