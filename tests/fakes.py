@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ class Upstream:
     handler: Handler
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
+    context: ssl.SSLContext | None = None
+    """For TLS; None: plain."""
 
     def __enter__(self) -> Upstream:
         self._loop = asyncio.new_event_loop()
@@ -89,7 +92,7 @@ class Upstream:
     async def _serve(self, ready: threading.Event) -> None:
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._client, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._client, "127.0.0.1", 0, ssl=self.context)
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
         await self._stopped.wait()

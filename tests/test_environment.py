@@ -64,6 +64,7 @@ def test_empty_environment_gets_everything(trust):
         "PYTHONPATH": str(SHIMS / "python"),
         "PHP_INI_SCAN_DIR": ":/php",
         "HELIPROXY_RUN_ID": "r1",
+        "HELIPROXY_UPSTREAM_PROXY": "",
     }
 
 

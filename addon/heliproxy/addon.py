@@ -20,10 +20,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mitmproxy import ctx, exceptions, http, tls
+from mitmproxy import connection, ctx, exceptions, http, tls
 
 from heliproxy import attempts, dispatch, fallbacks, flows, hosts, targets
+from heliproxy.chain import Chain, chain_of
 from heliproxy.directives import Directives, parse, provider_authorization
+from heliproxy.environment import original_env, run_of
 from heliproxy.exchange import Exchange
 from heliproxy.formats import FORMATS
 from heliproxy.gates import Hit, asks, refusal
@@ -135,6 +137,8 @@ class Heliproxy:
         """Hosts whose clients did not accept our certificate, with how often."""
         self.seen: Counter[str] = Counter()
         """Calls by provider since the start."""
+        self.runs: dict[str, str] = {}
+        """Run ids that clients of `run --attach` gave with their proxy user, by client connection id."""
         self.startup_error: str | None = None
         self._ready = asyncio.Event()
         """Set once the services run, or cannot. mitmproxy listens before that."""
@@ -187,6 +191,7 @@ class Heliproxy:
             stream_usage=options.heliproxy_stream_usage,
             run_id=options.heliproxy_run_id or None,
             token=options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or None,
+            chain=_chain(options.listen_port or 8080),
         )
 
     async def running(self) -> None:
@@ -234,7 +239,8 @@ class Heliproxy:
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if self._retries_off is None:
-            attempts.install(nextlayer)
+            chain = self.settings.chain
+            attempts.install(nextlayer, chain.spec if chain is not None else None)
 
     async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:
         await question.settle()
@@ -249,6 +255,44 @@ class Heliproxy:
             data.server.error = f"the target {reason}"
         elif checked is not None:
             data.server.address = checked
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        self._note_run(flow)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        self.runs.pop(client.id, None)
+
+    def _note_run(self, flow: http.HTTPFlow) -> None:
+        run_id = run_of(flow.request.headers.get("proxy-authorization", ""))
+        if run_id is not None:
+            self.runs[flow.client_conn.id] = run_id
+
+    def _leave_proxy_headers(self, flow: http.HTTPFlow) -> None:
+        """Proxy-Authorization is for one hop: what the client sent was for us, and plain http has one for the next."""
+        request = flow.request
+        if "proxy-authorization" in request.headers:
+            self._note_run(flow)
+            del request.headers["proxy-authorization"]
+        chain = self.settings.chain
+        hop = chain.hop("http", request.host, request.port) if chain and request.scheme == "http" else None
+        if hop is not None and hop.authorization is not None and not flows.is_own_port(flow):
+            request.headers["Proxy-Authorization"] = hop.authorization
+
+    async def http_connect_upstream(self, flow: http.HTTPFlow) -> None:
+        """A tunnel through the company's proxy: with its password, and guarded as a dial of our own."""
+        request, chain = flow.request, self.settings.chain
+        hop = chain.hop("https", request.host, request.port) if chain is not None else None
+        if hop is not None and hop.authorization is not None:
+            request.headers["Proxy-Authorization"] = hop.authorization
+        if (request.host, request.port) not in self.guarded:
+            return
+        reason, checked = await flows.public_address(request.host, request.port)
+        if checked is not None:
+            request.authority = f"[{checked[0]}]:{checked[1]}" if ":" in checked[0] else f"{checked[0]}:{checked[1]}"
+        elif reason is not None and "resolves to" in reason:
+            # A name that we cannot resolve is no name inside; that one resolves to something inside must not pass.
+            logger.warning("the target %s %s", request.host, reason)
+            request.authority = f"refused.invalid:{request.port}"
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         host = data.conn.sni or (data.context.server.address or ("?",))[0]
@@ -266,6 +310,7 @@ class Heliproxy:
         if flow.error is not None:
             return
         started = time.perf_counter()
+        self._leave_proxy_headers(flow)
         fields = flow.request.headers.fields
         found = self._destination(flow)
         if found is None:
@@ -292,7 +337,7 @@ class Heliproxy:
             path=path,
             request_headers=fields,
             target_url=target_url,
-            run_id=self.settings.run_id,
+            run_id=self.runs.get(flow.client_conn.id, self.settings.run_id),
             warnings=list(directives.warnings),
             logged=route.inference,
         )
@@ -620,6 +665,14 @@ def _is_policed(destination: Destination, directives: Directives) -> bool:
     Uploads and downloads of files pass raw, whatever their headers say.
     """
     return destination.kind == "provider" and asks(directives) and "/files" not in destination.path
+
+
+def _chain(own_port: int) -> Chain | None:
+    try:
+        return chain_of(original_env(os.environ), own_port)
+    except ValueError as e:
+        logger.warning("%s: upstreams are called directly", e)
+        return None
 
 
 def directives_of(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:

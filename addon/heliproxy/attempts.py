@@ -40,9 +40,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from mitmproxy.connection import Server
 from mitmproxy.flow import Error
+from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator, Layer, NextLayer
-from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http import DropStream, GetHttpConnection, HttpLayer, HTTPMode, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     HttpEvent,
@@ -58,6 +59,9 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
+from mitmproxy.proxy.layers.http._upstream_proxy import HttpUpstreamProxy
+from mitmproxy.proxy.layers.tcp import TCPLayer
+from mitmproxy.proxy.mode_specs import RegularMode
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -153,8 +157,18 @@ class Attempts:
         await question.settle()
 
 
-def install(nextlayer: NextLayer) -> None:
-    """Have the HTTP layer that is being chosen here make `RetryStream`s, whether it is chosen already or later."""
+Way = Callable[[str, str, int], ServerSpec | None]
+"""Takes scheme, host and port of an upstream; gives the proxy (scheme, address) on the way there, or None."""
+
+
+def install(nextlayer: NextLayer, way: Way | None = None) -> None:
+    """Have the HTTP layer that is being chosen here make `RetryStream`s, whether it is chosen already or later.
+
+    With a `way`, its connections, and those of tunnels, go through the proxies it names.
+    """
+    if way is not None and not isinstance(nextlayer.context.client.proxy_mode, RegularMode):
+        way = None
+    nextlayer.__dict__["heliproxy_way"] = way
     if nextlayer.layer is not None:
         _adopt(nextlayer)
     else:
@@ -162,10 +176,27 @@ def install(nextlayer: NextLayer) -> None:
 
 
 def _adopt(nextlayer: NextLayer) -> None:
+    way: Way | None = nextlayer.__dict__.get("heliproxy_way")
     # The HTTP layer may sit below a TLS layer that was chosen with it; every layer lists itself in its context.
     for layer in nextlayer.context.layers:
         if type(layer) is HttpLayer:
             layer.__class__ = RetryLayer
+            layer.way = way  # type: ignore[attr-defined]
+    if way is not None and type(nextlayer.layer) is TCPLayer:
+        _lead_tunnel(nextlayer, nextlayer.layer, way)
+
+
+def _lead_tunnel(nextlayer: NextLayer, tunnel: TCPLayer, way: Way) -> None:
+    """Put the proxy on the way below a tunnel, as mitmproxy does it in upstream mode."""
+    server = nextlayer.context.server
+    if server.address is None or server.timestamp_start is not None:
+        return
+    server.via = way("https", server.address[0], server.address[1])
+    if server.via is None:
+        return
+    stack = HttpUpstreamProxy.make(nextlayer.context, True)
+    stack /= tunnel
+    nextlayer.__dict__["layer"] = stack[0]
 
 
 class _WatchedNextLayer(NextLayer):
@@ -249,6 +280,28 @@ class RetryLayer(HttpLayer):
     """mitmproxy's HTTP layer, making our streams. Instances are switched to this class, so it has no `__init__`."""
 
     last_alias: int = 0
+    way: Way | None = None
+
+    def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> CommandGenerator[None]:
+        steps = super().get_connection(event, reuse=reuse)
+        if event.via is None or event.tls or self.context.client.alpn == b"h2":
+            yield from steps
+            return
+        # Many proxies tunnel to port 443 alone, and want plain http in absolute form. mitmproxy does that in its
+        # upstream mode only, which it asks for before the first step.
+        mode, self.mode = self.mode, HTTPMode.upstream
+        try:
+            command = next(steps)
+        except StopIteration:
+            return
+        finally:
+            self.mode = mode
+        while True:
+            reply = yield command
+            try:
+                command = steps.send(reply)
+            except StopIteration:
+                return
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
         stream = self.streams[stream_id] = RetryStream(self.context.fork(), stream_id)
@@ -278,8 +331,10 @@ class RetryStream(HttpStream):
     def make_server_connection(self) -> CommandGenerator[bool]:
         plan = self._plan()
         if plan is None:
+            self._choose_way()
             return (yield from super().make_server_connection())
         while True:
+            self._choose_way()
             self._reconnect = False
             self._began = time.monotonic()
             connected = yield from super().make_server_connection()
@@ -330,6 +385,22 @@ class RetryStream(HttpStream):
             yield from self._call_again()
         elif verdict is _Next.PASS:
             yield from self._pass_on_error(event)
+
+    def _choose_way(self) -> None:
+        """Have the connection made through the proxy on the way to where the request goes now."""
+        way = self._http_layer().way
+        if way is None:
+            return
+        flow, request = self.flow, self.flow.request
+        via = way(request.scheme, request.host, request.port)
+        if flow.server_conn.via != via:
+            if flow.server_conn.connected:
+                flow.server_conn = Server(address=(request.host, request.port))
+            flow.server_conn.via = via
+        if not (request.is_http2 or request.is_http3):
+            plain = via is not None and request.scheme == "http"
+            host = f"[{request.host}]" if ":" in request.host else request.host
+            request.authority = f"{host}:{request.port}" if plain else ""
 
     # Waiting for the first event of a 200.
 
@@ -565,6 +636,8 @@ _SIGNATURES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (HttpStream, "state_done", ("self", "_")),
     (HttpLayer, "make_stream", ("self", "stream_id")),
     (HttpLayer, "event_to_child", ("self", "child", "event")),
+    (HttpLayer, "get_connection", ("self", "event", "reuse")),
+    (HttpUpstreamProxy, "make", ("ctx", "send_connect")),
     (Layer, "handle_event", _EVENT),
     (SendHttp, "__init__", ("self", "event", "connection")),
     (DropStream, "__init__", ("self", "stream_id")),
@@ -585,6 +658,8 @@ _CALLS: tuple[tuple[type, str, str], ...] = (
     (HttpStream, "check_killed", "_paused_event_queue"),
     (HttpLayer, "event_to_child", "make_stream"),
     (HttpLayer, "event_to_child", "streams"),
+    (HttpLayer, "get_connection", "HTTPMode"),
+    (HttpStream, "make_server_connection", "via"),
     (NextLayer, "_ask", "layer"),
 )
 _ATTRIBUTES: tuple[tuple[type, str], ...] = (

@@ -5,6 +5,7 @@ Which client reads which variable was measured, not read up: certs/README.md has
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import click
 
 from heliproxy.certs import user_file
+from heliproxy.chain import CHAIN
 from heliproxy.options import home_option
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
@@ -44,6 +46,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SAVED = "HELIPROXY_SAVED"
 """What `heliproxy env` found, as JSON, for `heliproxy env --unset` to put back."""
 RUN_ID = "HELIPROXY_RUN_ID"
+RUN_USER = "run"
+"""Proxy user of programs that share a proxy; their password is the run id."""
 SHIMS = Path(__file__).parent / "shims"
 JAVA_COMMANDS = {
     "java",
@@ -91,16 +95,18 @@ def child_env(
     run_id: str | None = None,
     java: bool = False,
     hosts: Iterable[str] = (),
+    attached: bool = False,
 ) -> ChildEnvironment:
     """Work out the variables that send a program with this environment through the proxy on `port`.
 
+    `attached`: the proxy serves other programs too, so each connection tells it the run id, as a proxy password.
     `hosts` are the domains we want to see; an exception for one of them in NO_PROXY is warned about, not removed.
     Applying the changes twice gives the same as once.
 
     Raises:
         OSError: a trust file cannot be written.
     """
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{RUN_USER}:{run_id}@127.0.0.1:{port}" if attached and run_id else f"http://127.0.0.1:{port}"
     changes = dict.fromkeys(PROXY_VARIABLES, url)
     exceptions, warnings = no_proxy(environ, hosts)
     changes |= {"NO_PROXY": exceptions, "no_proxy": exceptions}
@@ -120,7 +126,21 @@ def child_env(
         changes["JAVA_TOOL_OPTIONS"] = _java_options(environ.get("JAVA_TOOL_OPTIONS", ""), port, store)
     if run_id is not None:
         changes[RUN_ID] = run_id
+        # A `heliproxy run` inside this one goes out the same way, not through us.
+        changes[CHAIN] = next((environ[n] for n in (CHAIN, "https_proxy", "HTTPS_PROXY") if n in environ), "")
     return ChildEnvironment(changes, tuple(dict.fromkeys(warnings)))
+
+
+def run_of(authorization: str) -> str | None:
+    """The run id in a Proxy-Authorization header's value; None when it holds none."""
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() != "basic" or len(text) > 100:
+        return None
+    try:
+        user, _, run_id = base64.b64decode(text.strip(), validate=True).decode("ascii").partition(":")
+    except ValueError:
+        return None
+    return run_id if user == RUN_USER and re.fullmatch(r"[0-9a-f]{8,32}", run_id) else None
 
 
 def _own_file(environ: Mapping[str, str], name: str, warnings: list[str]) -> Path | None:

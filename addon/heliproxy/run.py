@@ -25,6 +25,7 @@ import click
 from heliproxy.options import proxy_options
 
 if TYPE_CHECKING:
+    from heliproxy.serve import ProxyThread
     from heliproxy.settings import Settings
 
 NOT_FOUND = 127
@@ -48,9 +49,12 @@ FROM_KEYBOARD = {"SIGINT", "SIGQUIT"}
 @click.option(
     "--java", is_flag=True, help="Set JAVA_TOOL_OPTIONS, as is done anyway for java, mvn, gradle and the like."
 )
+@click.option(
+    "--attach", is_flag=True, help="Use the `heliproxy serve` that is running on --port (8080), not a proxy of its own."
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_command(
-    settings: Settings, quiet: bool, summary_file: Path | None, java: bool, command: tuple[str, ...]
+    settings: Settings, quiet: bool, summary_file: Path | None, java: bool, attach: bool, command: tuple[str, ...]
 ) -> None:
     """Run COMMAND with its LLM calls going through a proxy made for it; print on stderr what they cost.
 
@@ -61,7 +65,9 @@ def run_command(
     heliproxy run --default-header 'Helicone-Property-App: ci' -- pytest
     """
     try:
-        sys.exit(run(settings, command, quiet=quiet, summary_file=summary_file, java=java))
+        if attach:
+            _refuse_options_of_serve(settings)
+        sys.exit(run(settings, command, quiet=quiet, summary_file=summary_file, java=java, attach=attach))
     except OSError as e:
         raise click.ClickException(str(e)) from e
 
@@ -73,8 +79,9 @@ def run(
     quiet: bool = False,
     summary_file: Path | None = None,
     java: bool = False,
+    attach: bool = False,
 ) -> int:
-    """Run the command through a proxy of its own and return the exit status to pass on.
+    """Run the command through a proxy of its own, or one that is running, and return the exit status to pass on.
 
     Raises:
         OSError: no trust file or summary can be written.
@@ -88,28 +95,23 @@ def run(
 
     from heliproxy import environment
     from heliproxy.hosts import CA_HOSTS
-    from heliproxy.serve import ProxyThread, StartError
 
     run_id = secrets.token_hex(4)
     name = Path(command[0]).name
     before = environment.original_env(os.environ)
-    with held_log() as log:
-        try:
-            with ProxyThread(replace(settings, run_id=run_id)) as proxy:
-                found = environment.child_env(
-                    before,
-                    proxy.port,
-                    environment.home_trust(settings.home),
-                    run_id=run_id,
-                    java=java or name in environment.JAVA_COMMANDS,
-                    hosts=CA_HOSTS,
-                )
-                _say([f"heliproxy: {w}" for w in found.warnings])
-                status = supervise(program, command, before | found.changes)
-                refused = Counter(proxy.addon.refused)
-                passed_on = sum(proxy.addon.seen.values())
-        except StartError as e:
-            raise click.ClickException(str(e)) from e
+    with held_log() as log, _proxy(settings, run_id, attach) as proxy:
+        found = environment.child_env(
+            before,
+            proxy.port,
+            environment.home_trust(settings.home),
+            run_id=run_id,
+            java=java or name in environment.JAVA_COMMANDS,
+            hosts=CA_HOSTS,
+            attached=attach,
+        )
+        _say([f"heliproxy: {w}" for w in found.warnings])
+        status = supervise(program, command, before | found.changes)
+        refused, passed_on = proxy.troubles()
     facts = summary(settings.home, run_id)
     if summary_file is not None:
         facts_out = {**facts, "command": list(command), "exit_status": status, "refused": dict(refused)}
@@ -117,6 +119,67 @@ def run(
     if not quiet:
         _say([*log, *summary_lines(facts), *trouble_lines(facts, refused, name, passed_on, found.warnings)])
     return status
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The proxy
+
+
+class _Own:
+    """A proxy of this run alone."""
+
+    def __init__(self, thread: ProxyThread) -> None:
+        self._thread = thread
+        self.port = thread.port
+
+    def troubles(self) -> tuple[Counter[str], int]:
+        """Hosts whose certificate was refused, with how often; and how many calls to known hosts there were."""
+        return Counter(self._thread.addon.refused), sum(self._thread.addon.seen.values())
+
+
+class _Shared:
+    """A `heliproxy serve` that was there before, and stays."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def troubles(self) -> tuple[Counter[str], int]:
+        """Nothing: what others do cannot be told from what this run does."""
+        return Counter(), 0
+
+
+@contextmanager
+def _proxy(settings: Settings, run_id: str, attach: bool) -> Iterator[_Own | _Shared]:
+    if attach:
+        from heliproxy import attach as attaching
+
+        port = settings.port or attaching.PORT
+        attaching.check(settings.home, port)
+        yield _Shared(port)
+        attaching.wait_written(port)
+        return
+    from heliproxy.serve import ProxyThread, StartError
+
+    try:
+        with ProxyThread(replace(settings, run_id=run_id)) as thread:
+            yield _Own(thread)
+    except StartError as e:
+        raise click.ClickException(str(e)) from e
+
+
+def _refuse_options_of_serve(settings: Settings) -> None:
+    given = {
+        "--upstream": settings.upstreams,
+        "--upstream-ca": settings.upstream_ca,
+        "--set": settings.mitm_options,
+        "--default-header": settings.default_headers,
+        "--allow-target": settings.allowed_targets,
+        "--stream-usage": settings.stream_usage,
+        "--api-port": settings.api_port is not None,
+    }
+    for option, value in given.items():
+        if value:
+            raise click.UsageError(f"{option} is for the proxy that is running: give it to `heliproxy serve`")
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -166,7 +166,9 @@ def post(settings: Settings, url: str, headers: list[tuple[str, str]], body: byt
     if upstream is not None:
         url = upstream.origin + "/" + url.split("/", 3)[3]
     request = urllib.request.Request(url, body, dict(headers), method="POST")  # noqa: S310 - the URL is ours
-    handlers: list[Any] = [urllib.request.ProxyHandler({})]
+    chain = settings.chain
+    behind = {"https": chain.url} if chain is not None and chain.hop("https", request.host, 443) is not None else {}
+    handlers: list[Any] = [urllib.request.ProxyHandler(behind)]
     if url.startswith("https:"):
         trust = upstream_trust(settings.home, settings.upstream_ca)
         handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(trust))))

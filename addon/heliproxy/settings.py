@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from heliproxy.chain import Chain
 from heliproxy.home import default_home
 
 
@@ -46,6 +47,8 @@ class Settings:
     stream_usage: bool = False
     run_id: str | None = None
     token: str | None = None
+    chain: Chain | None = None
+    """The company's proxy behind ours; read from the environment when a proxy starts."""
 
 
 def parse_upstreams(values: Iterable[str]) -> dict[str, Upstream]:

@@ -11,7 +11,10 @@ if (old && proxy && !process.versions.bun && !process.versions.deno) install(pro
 function install (proxy) {
   const http = require('http')
   const https = require('https')
-  const { hostname: proxyHost, port: proxyPort } = new URL(proxy)
+  const { hostname: proxyHost, port: proxyPort, username, password } = new URL(proxy)
+  const login = username
+    ? { 'proxy-authorization': 'Basic ' + Buffer.from(`${username}:${password}`).toString('base64') }
+    : {}
   const exceptions = (process.env.no_proxy || process.env.NO_PROXY || '').toLowerCase().split(/[\s,]+/).filter(Boolean)
 
   const isDirect = (host) => exceptions.some((entry) => {
@@ -23,7 +26,8 @@ function install (proxy) {
   const tunnel = (host, port, done) => {
     const authority = `${host.includes(':') ? `[${host}]` : host}:${port}`
     const request = http.request({
-      host: proxyHost, port: proxyPort, method: 'CONNECT', path: authority, headers: { host: authority }, agent: false
+      host: proxyHost, port: proxyPort, method: 'CONNECT', path: authority,
+      headers: { host: authority, ...login }, agent: false
     })
     request.once('error', done)
     request.once('connect', (response, socket) => {
