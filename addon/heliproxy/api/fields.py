@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
-
-from starlette.requests import Request
+from typing import TYPE_CHECKING, Any
 
 from heliproxy.api.errors import ApiError, bad
 from heliproxy.decode import decode
 from heliproxy.times import stored_time
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 MAX_BODY = 10 * 1024 * 1024
 """Bytes of a request body, before and after decoding."""
