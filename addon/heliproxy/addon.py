@@ -362,7 +362,8 @@ class Heliproxy:
         if directives.auth_in_authorization:
             flows.set_or_remove(request, "authorization", provider_authorization(request.headers["authorization"]))
         if own:
-            return targets.of_own_port(request.method, path, directives, self._allowed), directives
+            found = targets.of_own_port(request.method, path, directives, self._allowed)
+            return targets.placed(found, self.settings.upstreams), directives
         if helicone:
             return targets.of_helicone(request.method, request.host, path, directives, self._allowed), directives
         method = "POST" if flows.is_websocket(request) else request.method
@@ -586,18 +587,32 @@ class Heliproxy:
         """The last event is passing: write the row soon, even if nobody closes the connection."""
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._finish, flow_id)
 
-    def response(self, flow: http.HTTPFlow) -> None:
+    def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         exchange = self.live.get(flow.id)
         if exchange is None:
             self.passing.pop(flow.id, None)
-            return
+            return None
         response = flow.response
         assert response is not None
         if not response.stream:
             content = response.raw_content or b""
             exchange.chunks = [content]
             exchange.size_response = len(content)
+        if exchange.keep_raw and exchange.status == 200 and not exchange.answered_here:
+            return self._save_and_finish(flow.id, exchange)
         self._finish(flow.id)
+        return None
+
+    async def _save_and_finish(self, flow_id: str, exchange: Exchange) -> None:
+        """Cache an answer before its client has the end of it: whoever asks next, of any process, finds it there."""
+        exchange.ended = exchange.ended or time.perf_counter()
+        try:
+            if self.services is not None and not exchange.finished:
+                await self.services.gates.save_now(exchange)
+        except Exception as e:
+            logger.warning("answer not cached yet: %s", e, exc_info=e)
+        finally:
+            self._finish(flow_id)
 
     def error(self, flow: http.HTTPFlow) -> None:
         exchange = self.live.get(flow.id)

@@ -41,7 +41,7 @@ class Target:
     port: int
     path: str
     kind: str
-    """provider, gateway, ai-gateway, api or generate."""
+    """provider, gateway, ai-gateway, api, generate, or local: a server on this machine that `host` is the label of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +287,14 @@ def route(method: str, host: str, path: str) -> Route | None:
     return Route(found.provider, found.host, "", found.price_provider, inference=False, batch=batch)
 
 
+def local_route(method: str, label: str, path: str) -> Route:
+    """What a request to a server under one of the `LOCAL_LABELS` is; its models cost nothing."""
+    plain = re.sub(r"/{2,}", "/", path.partition("?")[0]).rstrip("/")
+    form = _format(_LOCAL_RULES, plain) if method.upper() == "POST" else None
+    inference = form not in (None, _NO)
+    return Route(label, "127.0.0.1", form or "" if inference else "", None, inference, model=_model_in(plain))
+
+
 def custom_route(method: str, host: str, path: str) -> Route | None:
     """What a request to a host that the user added is, by its path alone; None when the path is no model call.
 
@@ -451,6 +459,9 @@ _GATEWAY_LABELS: dict[str, tuple[str, str, str]] = {
         ("cohere", "api.cohere.com"),
     )
 }
+LOCAL_LABELS = {"ollama": 11434, "lmstudio": 1234, "vllm": 8000, "llamacpp": 0}
+"""Servers on this machine, by the label of their base URL, at the port each listens on when nothing else is said.
+llama.cpp's is 8080, which is ours: the operator must say where it is (0)."""
 _BARE: tuple[tuple[str, str], ...] = (
     (r"^/v1/messages(?:/|$)", "api.anthropic.com"),
     (r"^/v1/complete$", "api.anthropic.com"),
@@ -479,6 +490,8 @@ def gateway_target(path: str) -> Target | None:
     known = _GATEWAY_LABELS.get(label.lower())
     if known is not None:
         return _target(*known, path=f"/{tail}{mark}{query}")
+    if label.lower() in LOCAL_LABELS:
+        return Target(label.lower(), LOCAL_LABELS[label.lower()], f"/{tail}{mark}{query}", "local")
     if rest != plain:
         return None
     for pattern, real in _BARE_PATTERNS:

@@ -161,7 +161,8 @@ def option_values(settings: Settings) -> dict[str, Any]:
     Raises:
         OSError: the CA cannot be made.
     """
-    ca = ensure_ca(settings.home, hosts.CA_HOSTS + tuple(settings.upstreams))
+    own = tuple(host for host in settings.upstreams if host not in hosts.LOCAL_LABELS)
+    ca = ensure_ca(settings.home, hosts.CA_HOSTS + own)
     values: dict[str, Any] = {
         "listen_host": settings.host,
         "listen_port": settings.port,

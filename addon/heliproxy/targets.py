@@ -6,7 +6,7 @@ Host tables are `hosts.py`'s; targets that a client names itself are checked by 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 
 from heliproxy import hosts
@@ -129,11 +129,25 @@ def of_own_port(method: str, path: str, directives: Directives, allowed: Collect
     return _of_target(method, "", found, directives, allowed)
 
 
+def placed(destination: Destination, upstreams: Container[str]) -> Destination:
+    """The destination, with the label of a local server (`/ollama/...`) made an address, unless the operator did."""
+    label = destination.host
+    if label not in hosts.LOCAL_LABELS or label in upstreams:
+        return destination
+    if destination.port == 0:
+        message = f"say where it listens: heliproxy serve --upstream {label}=http://127.0.0.1:PORT"
+        return _refused(label, destination.path, 400, message)
+    return replace(destination, host="127.0.0.1")
+
+
 def _of_target(
     method: str, host: str, found: hosts.Target, directives: Directives, allowed: Collection[str]
 ) -> Destination:
     if found.kind == "api":
         return Destination("api", _nobody(host), path=found.path)
+    if found.kind == "local":
+        route = hosts.local_route(method, found.host, found.path)
+        return Destination("provider", route, "http", found.host, found.port, found.path)
     if found.kind == "generate":
         return _refused(host, found.path, 501, "the generate API is not served; send the prompt's messages themselves")
     if found.kind == "ai-gateway":
