@@ -2,8 +2,8 @@
 
 Speaks Anthropic messages, OpenAI chat completions and Responses (SSE and WebSocket), and Gemini, streamed or whole, as
 the request asks. Knows nothing else (404), except how many tokens a prompt has. The usage of every answer is another,
-so that a row mixed up with its neighbour is noticed. By hand: `python fake_llm.py`, which prints
-its address and serves until its stdin is closed.
+so that a row mixed up with its neighbour is noticed. By hand (and for scripts/soak.py):
+`python fake_llm.py [LENGTH]`, which prints its address and serves until its stdin is closed.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class FakeLlm:
     others: list[str] = field(default_factory=list)
     """Method and path of every request that is no call to a model."""
     keep: bool = True
+    words: tuple[str, ...] = WORDS
+    """Of answers over a WebSocket; each is a message of its own."""
 
     def __enter__(self) -> FakeLlm:
         self._loop = asyncio.new_event_loop()
@@ -189,7 +191,7 @@ class FakeLlm:
         usage = _NO_TOKENS if warm_up else _responses_usage(number)
         if self.keep and not warm_up:
             self.calls.append(Call(number, path, headers, asked, usage, "websocket"))
-        for event in _responses_objects(number, str(asked.get("model")), usage, () if warm_up else WORDS):
+        for event in _responses_objects(number, str(asked.get("model")), usage, () if warm_up else self.words):
             yield json.dumps(event)
 
 
@@ -416,6 +418,6 @@ _EVENTS = {
 
 
 if __name__ == "__main__":
-    with FakeLlm(keep=False) as fake:
+    with FakeLlm(keep=False, words=WORDS * int(sys.argv[1] if len(sys.argv) > 1 else 1)) as fake:
         print(fake.url, flush=True)
         sys.stdin.read()
