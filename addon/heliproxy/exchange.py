@@ -6,7 +6,7 @@ takes these values and returns these values. Nothing here knows mitmproxy, SQLit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -191,6 +191,8 @@ class Exchange:
     """HIT or MISS when a cache was asked, else None."""
     cache_reference_id: str | None = None
     saved_usd: float | None = None
+    find_saved: Callable[[], float | None] | None = None
+    """Looks up what a hit saves, when the answer it repeats was not priced yet."""
     warnings: list[str] = field(default_factory=list)
     answered_here: bool = False
     """The response is ours (cache hit, rate limit, block), not an upstream's."""

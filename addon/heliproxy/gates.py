@@ -30,11 +30,11 @@ from heliproxy.policies.budget import Spender
 from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import Policy
 from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
-from heliproxy.record import DECODE_LIMIT, is_stream_type, lower_headers
+from heliproxy.record import DECODE_LIMIT, is_stream_type, is_whole, lower_headers
 
 logger = logging.getLogger(__name__)
 
-SAVE_WAIT_SECONDS = 2.0
+SAVE_WAIT_SECONDS = 5.0
 """How long a lookup waits for an answer that is complete but still being saved."""
 
 Fetch = Callable[[str, list[tuple[str, str]], bytes], tuple[int, bytes]]
@@ -197,17 +197,20 @@ class Gates:
                 entries = await _in_thread(self.cache.lookup_disk, key, wanted.bucket, now)
             picked = cache.pick(entries, random.randrange)
             if picked is not None:
-                return self._hit(exchange, *picked)
+                return self._hit(exchange, key, *picked)
             exchange.cache = "MISS"
             exchange.response_extra += cache.miss_headers(wanted)
         if wanted.save:
             self._save_later(exchange, key)
         return None
 
-    def _hit(self, exchange: Exchange, index: int, entry: CacheEntry) -> Hit:
+    def _hit(self, exchange: Exchange, key: bytes, index: int, entry: CacheEntry) -> Hit:
         exchange.cache = "HIT"
         exchange.cache_reference_id = entry.request_id
         exchange.saved_usd = entry.cost_usd
+        if entry.cost_usd is None:
+            # Saved a moment ago, and priced by the time the recorder comes to this hit.
+            exchange.find_saved = partial(self.cache.cost, key, entry.request_id)
         missed = cache.miss_headers(exchange.directives.cache)
         exchange.response_extra = tuple(pair for pair in exchange.response_extra if pair not in missed)
         if exchange.hide_usage:
@@ -221,35 +224,55 @@ class Gates:
             try:
                 await asyncio.wait_for(pending.done.wait(), SAVE_WAIT_SECONDS)
             except TimeoutError:
-                pending.forget()  # as Helicone: a read that takes longer than two seconds is a miss
+                pending.forget()  # as Helicone: a read that takes too long is a miss
 
     def _save_later(self, exchange: Exchange, key: bytes) -> None:
         exchange.keep_raw = True
         exchange.after.append(_Saving(self, exchange, key))
 
-    def _save(self, exchange: Exchange, outcome: Outcome, key: bytes) -> None:
-        wanted = exchange.directives.cache
+    async def save_now(self, exchange: Exchange) -> None:
+        """Save an answer that is over, when all of it is still in the exchange; long ones are the recorder's."""
+        saving = next((act for act in exchange.after if isinstance(act, _Saving)), None)
+        if saving is None or sum(map(len, exchange.chunks)) != exchange.size_response:
+            return
+        raw = b"".join(exchange.chunks)
+        saving.stored = await _in_thread(self._save_whole, exchange, raw, saving.key)
+        if saving.stored:
+            saving.forget()
+
+    def _save_whole(self, exchange: Exchange, raw: bytes, key: bytes) -> bool:
+        return is_whole(exchange) and self._store(exchange, raw, key, None, {})
+
+    def _save(self, exchange: Exchange, outcome: Outcome, saving: _Saving) -> None:
+        """What is left to do when the answer is priced."""
+        usage = {name: outcome.row.get(name) for name in ("model", "input_tokens", "output_tokens")}
+        if saving.stored:
+            self.cache.price(saving.key, exchange.id, outcome.cost_usd, usage)
+            return
         raw = exchange.sink.raw if exchange.sink is not None else None
-        if raw is None or exchange.answered_here:
+        if raw is None or exchange.answered_here or not outcome.complete or outcome.status != 200:
             return
         if exchange.aborted is not None and not raw.endswith((b"\n\n", b"\r\n\r\n")):
             return  # the client left after the last event's first bytes, before its end
-        if not cache.storable(outcome.status, outcome.complete, len(raw), wanted):
-            return
+        self._store(exchange, bytes(raw), saving.key, outcome.cost_usd, usage)
+
+    def _store(self, exchange: Exchange, raw: bytes, key: bytes, cost_usd: float | None, usage: dict[str, Any]) -> bool:
+        wanted = exchange.directives.cache
+        if not cache.storable(exchange.status or 0, True, len(raw), wanted):
+            return False
         headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in exchange.response_headers]
-        row = outcome.row
         now = self.clock()
         entry = CacheEntry(
             status=200,
             headers=cache.replayed_headers(headers),
-            body=bytes(raw),
-            latency_ms=row["latency_ms"],
+            body=raw,
+            latency_ms=((exchange.ended or exchange.started) - exchange.started) * 1000,
             created_at=now,
             request_id=exchange.id,
-            cost_usd=outcome.cost_usd,
-            usage={name: row.get(name) for name in ("model", "input_tokens", "output_tokens")},
+            cost_usd=cost_usd,
+            usage=usage,
         )
-        self.cache.save(key, wanted.bucket, entry, wanted.ttl_s, now)
+        return self.cache.save(key, wanted.bucket, entry, wanted.ttl_s, now) is not None
 
     # ---------------------------------------------------------------- money and rates
 
@@ -383,7 +406,8 @@ class _Saving:
     """One answer that is to be cached: run by the recorder when it is complete, waited for by whoever asks again."""
 
     def __init__(self, gates: Gates, exchange: Exchange, key: bytes) -> None:
-        self._gates, self._exchange, self._key = gates, exchange, key
+        self._gates, self._exchange, self.key = gates, exchange, key
+        self.stored = False
         self._loop = asyncio.get_running_loop()
         self.done = asyncio.Event()
         gates._saving[key] = self
@@ -394,14 +418,14 @@ class _Saving:
 
     def __call__(self, exchange: Exchange, outcome: Outcome) -> None:
         try:
-            self._gates._save(exchange, outcome, self._key)
+            self._gates._save(exchange, outcome, self)
         finally:
             self._loop.call_soon_threadsafe(self.forget)
 
     def forget(self) -> None:
         self.done.set()
-        if self._gates._saving.get(self._key) is self:
-            del self._gates._saving[self._key]
+        if self._gates._saving.get(self.key) is self:
+            del self._gates._saving[self.key]
 
 
 def _without_usage(entry: CacheEntry) -> CacheEntry:

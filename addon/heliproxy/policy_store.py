@@ -17,7 +17,7 @@ import logging
 import sqlite3
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cachetools import LRUCache
@@ -30,7 +30,7 @@ from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import BucketState, Decision, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -200,6 +200,8 @@ _READ_ENTRIES = (
     "SELECT idx, expires, status, headers, body, latency_ms, created, request_id, cost_usd, usage FROM cache"
     " WHERE key = ? AND idx < ? AND expires > ?"
 )
+_PRICE_ENTRY = "UPDATE cache SET cost_usd = ?, usage = ? WHERE key = ? AND request_id = ?"
+_READ_COST = "SELECT cost_usd FROM cache WHERE key = ? AND request_id = ?"
 _PUT_ENTRY = (
     "INSERT INTO cache"
     " (key, idx, created, expires, size, status, headers, latency_ms, request_id, cost_usd, usage, body)"
@@ -271,6 +273,27 @@ class CacheStore:
             return None
         self._remember(key, index, expires, entry)
         return index
+
+    def price(self, key: bytes, request_id: str, cost_usd: float | None, usage: Mapping[str, Any]) -> None:
+        """Add to an entry, saved before it was priced, what it cost."""
+        try:
+            with self._state.writing() as conn:
+                conn.execute(_PRICE_ENTRY, (cost_usd, json.dumps(dict(usage), default=str), key, request_id))
+        except Failure as e:
+            logger.warning("cost of a cached answer not kept: %s", e)
+        with self._lock:
+            for place, (expires, entry) in list(self._memory.items()):
+                if place[0] == key and entry.request_id == request_id:
+                    self._memory[place] = (expires, replace(entry, cost_usd=cost_usd, usage=usage))
+
+    def cost(self, key: bytes, request_id: str) -> float | None:
+        """What an entry's answer cost, once it is known."""
+        try:
+            with self._state.reading() as conn:
+                row = conn.execute(_READ_COST, (key, request_id)).fetchone()
+        except Failure:
+            return None
+        return row[0] if row else None
 
     def purge(self, now_s: float) -> None:
         """Remove expired entries, then the oldest ones until the size cap holds. Raises sqlite3.Error or OSError."""

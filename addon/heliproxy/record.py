@@ -199,7 +199,8 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     row.update(_who(exchange, ask, request_headers, pricing.secret))
     if hit:
         row.update(usage_source="none", input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0)
-        row.update(reasoning_tokens=0, cost_usd=0.0, cost_source="cache", saved_usd=exchange.saved_usd)
+        saved = exchange.find_saved() if exchange.find_saved is not None else exchange.saved_usd
+        row.update(reasoning_tokens=0, cost_usd=0.0, cost_source="cache", saved_usd=saved)
         usage = reply.usage
     else:
         usage = _price(row, exchange, request, reply, pricing)
@@ -214,6 +215,13 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         row=row,
     )
     return Record(row, {**exchange.directives.properties, **exchange.properties}, body), outcome
+
+
+def is_whole(exchange: Exchange) -> bool:
+    """Whether an answer is complete and no error. Reads what was collected of it, for good: call it when it is over."""
+    reply, _, _, _ = _read(exchange, lower_headers(exchange.response_headers))
+    _, _, error = _status(exchange, reply)
+    return reply.complete and error is None
 
 
 def _total(row: Mapping[str, Any]) -> float | None:
