@@ -5,9 +5,10 @@ Every function gives Markdown that depends on the code alone: no terminal width,
 
 from __future__ import annotations
 
+import runpy
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,10 @@ class Loader:
 
 def mitmproxy_options() -> list[tuple[str, Any, str]]:
     """(name, default, meaning) of every `heliproxy_*` option."""
-    from heliproxy.addon import Heliproxy
-    from heliproxy.contentview import FlowTools
-
+    script = Path(cli.__file__).parent / "shims" / "mitmproxy" / "script.py"
     loader: Any = Loader()
-    load: Callable[[Any], None]
-    for load in (Heliproxy().load, FlowTools().load):
-        load(loader)
+    for addon in runpy.run_path(str(script))["addons"]:
+        addon.load(loader)
     return list(loader.options)
 
 
