@@ -205,6 +205,26 @@ def test_the_request_is_read() -> None:
     assert (ask.model, ask.stream) == ("claude-x@1", True)
 
 
+@pytest.mark.parametrize(
+    ("user_id", "user"),
+    [
+        ('{"device_id":"d1","account_uuid":"a1","session_id":"s1"}', "a1"),
+        ('{"device_id":"d1","account_uuid":"","session_id":"s1"}', "d1"),
+        ("user_d1_account_a1_session_s1", "user_d1_account_a1"),
+        ("user_d1_account__session_s1", "user_d1_account_"),
+        ("ada_session_1", "ada_session_1"),
+        ("user_session_", "user_session_"),
+        ('{"a":1}', '{"a":1}'),
+        ('{"device_id":', '{"device_id":'),
+        ('{"device_id":[1]}', None),
+        (7, "7"),
+    ],
+)
+def test_the_session_is_no_part_of_claude_codes_user(user_id: object, user: str | None) -> None:
+    body = json.dumps({"metadata": {"user_id": user_id}}).encode()
+    assert MESSAGES.parse_request(body, "/v1/messages").user == user
+
+
 def test_legacy_completions_have_no_usage() -> None:
     form = FORMATS["anthropic_complete"]
     body = b'{"completion":" Hello!","stop_reason":"stop_sequence","model":"claude-2"}'

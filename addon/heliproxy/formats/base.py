@@ -69,7 +69,7 @@ def read_common_ask(body: Json) -> Ask:
     metadata = body.get("metadata")
     user = body.get("user") or body.get("safety_identifier")
     if user is None and isinstance(metadata, dict):
-        user = metadata.get("user_id")
+        user = without_session(metadata.get("user_id"))
     return Ask(
         model=string(body.get("model")),
         stream=body.get("stream") is True,
@@ -77,6 +77,21 @@ def read_common_ask(body: Json) -> Ask:
         preview=last_said(body.get("messages")) or prompt_text(body),
         tier=string(body.get("service_tier")),
     )
+
+
+def without_session(user_id: object) -> object:
+    """Who is meant by the `metadata.user_id` of Claude Code, which names the session too; others stay as they are.
+
+    JSON with `account_uuid` (empty with an API key), `device_id` and `session_id`; older versions wrote
+    `user_<device>_account_<account>_session_<session>`. With the session left in, every session were another user.
+    """
+    if not isinstance(user_id, str):
+        return user_id
+    if user_id.startswith("{"):
+        packed = load_object(user_id)
+        return packed.get("account_uuid") or packed.get("device_id") or user_id
+    who, _, session = user_id.partition("_session_")
+    return who if session and who.startswith("user_") else user_id
 
 
 def last_said(messages: object) -> str:
