@@ -103,7 +103,7 @@ def _by_model(
     if planned.error is not None:
         return planned.error
     shape = "anthropic" if destination.path.partition("?")[0].rstrip("/").endswith("/messages") else "openai"
-    usable = [target for target in planned.targets if target.format == shape]
+    usable = [target for target in planned.targets if _speaks(target, shape, destination.path)]
     if not usable:
         return gateway.gateway_error(400, "invalid_format", _untranslated(planned.targets, shape))
     exchange.warnings += planned.skipped
@@ -124,6 +124,15 @@ def _by_model(
         return gateway.gateway_failure(tried)
 
     return Chosen([_GatewayChoice(target) for target in usable], made.__getitem__, exhausted=exhausted)
+
+
+def _speaks(target: GatewayTarget, shape: str, path: str) -> bool:
+    """Whether a provider understands this request: in its own format, or at its own OpenAI-compatible endpoint.
+
+    Anthropic has one for chat completions, beside /v1/messages; Gemini's base URL is one already.
+    """
+    chat = path.partition("?")[0].endswith("/chat/completions")
+    return target.format == shape or (shape == "openai" and target.format == "anthropic" and chat)
 
 
 def _fields(exchange: Exchange) -> list[tuple[str, str]]:
@@ -152,10 +161,14 @@ def _gateway_one(
     prefix = "/" + target.base_url.split("/", 3)[3] if target.base_url.count("/") > 2 else ""
     path = prefix + destination.path.removeprefix("/v1")
     sent = value | {"model": target.model}
-    if value.get("stream") is True and target.format == "openai" and "chat/completions" in path:
-        sent["stream_options"] = {**(value.get("stream_options") or {}), "include_usage": True}
-    given = {name.lower() for name, _ in target.auth_headers}
-    headers = (*((n, v) for n, v in kept if n.lower() not in given), *target.auth_headers)
+    credentials = target.auth_headers
+    if "chat/completions" in path:
+        credentials = (("authorization", f"Bearer {target.key}"),)
+        if value.get("stream") is True:
+            options = value.get("stream_options")
+            sent["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+    given = {name.lower() for name, _ in credentials}
+    headers = (*((n, v) for n, v in kept if n.lower() not in given), *credentials)
     found = targets.to_origin(method, origin, path, allowed)
     named_in_response = (
         ("Helicone-Gateway-Mode", "BYOK"),

@@ -462,15 +462,33 @@ class TestAIGateway:
         assert (rig.last.header("x-api-key"), rig.last.header("authorization")) == ("key-of-anthropic", None)
         assert response.headers["helicone-provider"] == "anthropic"
 
-    def test_format_that_would_have_to_be_translated_is_a_clear_400(self, rig: Rig) -> None:
+    def test_chats_go_to_anthropics_own_openai_compatible_endpoint(self, rig: Rig) -> None:
         response = ai(rig, "claude-opus-4-8")
+        assert rig.last.path == "/anthropic/v1/chat/completions"
+        assert (rig.last.header("x-api-key"), rig.last.header("authorization")) == (None, "Bearer key-of-anthropic")
+        assert response.headers["helicone-provider"] == "anthropic"
+        row = rig.row(response)
+        assert (row["provider"], row["input_tokens"]) == ("anthropic", 1000)
+
+    def test_providers_of_two_formats_stand_in_for_each_other(self, rig: Rig) -> None:
+        rig.script = [error(529)]
+        response = ai(rig, "claude-opus-4-8, gpt-4o-mini/openai", stream=True)
+        assert hosts(rig) == ["anthropic", "openai"]
+        assert rig.last.header("authorization") == "Bearer key-of-openai"
+        assert response.content == b"".join(chat_chunks(["answer 1", "!"]))
+
+    @pytest.mark.parametrize(
+        ("model", "path"), [("llama/groq", "/ai-gateway/v1/messages"), ("claude-opus-4-8", "/ai-gateway/v1/responses")]
+    )
+    def test_format_that_would_have_to_be_translated_is_a_clear_400(self, rig: Rig, model: str, path: str) -> None:
+        response = ai(rig, model, path=path)
         assert (response.status_code, response.json()["error"]["code"], rig.calls) == (400, "invalid_format", 0)
-        assert "/v1/messages" in response.json()["error"]["message"]
+        assert "requests are not translated" in response.json()["error"]["message"]
 
     def test_provider_of_another_format_is_skipped_and_said(self, rig: Rig) -> None:
-        response = ai(rig, "claude-opus-4-8,gpt-4o-mini/openai")
-        assert hosts(rig) == ["openai"]
-        assert "anthropic was skipped" in response.headers["heliproxy-warning"]
+        response = ai(rig, "llama/groq,claude-opus-4-8", path="/ai-gateway/v1/messages")
+        assert hosts(rig) == ["anthropic"]
+        assert "groq was skipped" in response.headers["heliproxy-warning"]
 
     def test_streams_ask_for_their_usage(self, rig: Rig) -> None:
         ai(rig, "llama/groq", stream=True)
