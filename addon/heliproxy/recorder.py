@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 BATCH_SECONDS = 0.2
 """A row waits at most this long before it is committed."""
 BATCH_ROWS = 500
+IDLE_SECONDS = 0.3
+"""Without anything to do for this long, the recorder gets its prices ready."""
 MAX_PENDING_BYTES = 256 * 1024 * 1024
 """Of bytes waiting for this thread; past it, bodies are dropped first."""
 MAX_PENDING_ITEMS = 50_000
@@ -152,16 +154,16 @@ class Recorder:
             return
         finally:
             self._started.set()
-        try:
-            self._pricing = self._load_pricing()
-        except Exception as e:
-            self._failed(e)
         deadline: float | None = None
+        ready = False
         while True:
             try:
                 wait = None if deadline is None else max(0.0, deadline - self._clock())
-                item = self._queue.get(timeout=wait)
+                item = self._queue.get(timeout=wait if ready else IDLE_SECONDS)
             except queue.Empty:
+                if not ready:
+                    ready = True
+                    self._get_ready()
                 deadline = self._commit()
                 continue
             if item is None:
@@ -173,6 +175,14 @@ class Recorder:
                 deadline = self._clock() + BATCH_SECONDS
             if deadline is not None and (self.writer.buffered >= BATCH_ROWS or self._clock() >= deadline):
                 deadline = self._commit()
+
+    def _get_ready(self) -> None:
+        """Load the prices before the first exchange ends; a program that makes no call never waits for them."""
+        try:
+            if self._pricing is None:
+                self._pricing = self._load_pricing()
+        except Exception as e:
+            self._failed(e)
 
     def _take(self, item: Any) -> None:
         assert self.writer is not None

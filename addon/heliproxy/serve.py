@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mitmproxy import addons as stock
 from mitmproxy import exceptions, options
-from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, tlsconfig
 from mitmproxy.log import MitmLogHandler
-from mitmproxy.master import Master
 from mitmproxy.proxy import mode_specs
 
 from heliproxy import hosts
 from heliproxy.addon import Heliproxy
 from heliproxy.certs import ensure_ca, upstream_trust
 from heliproxy.dispatch import DirectDispatch
+from heliproxy.lean import Master, core, disable_h2c, next_layer, proxyserver, tlsconfig
 from heliproxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +41,8 @@ class HeadlessMaster(Master):
         self.addons = DirectDispatch(self)
         chain: list[Any]
         if everything:
+            from mitmproxy import addons as stock
+
             chain = [heliproxy, *stock.default_addons()]
         else:
             chain = [
