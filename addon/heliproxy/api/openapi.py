@@ -9,7 +9,12 @@ from typing import Any
 from heliproxy import __version__
 from heliproxy.api.endpoint import NULL, TEXT, Endpoint, Schema, an_object
 
-ERROR = an_object("error", data=NULL, error={})
+ERROR = {
+    "anyOf": [
+        an_object("error", data=NULL, error={}),
+        an_object("isValid errors", isValid={"type": "boolean"}, errors={"type": "array"}),  # of the typed log
+    ]
+}
 FAILURE = {"description": "What was wrong", "content": {"application/json": {"schema": ERROR}}}
 PARAMETER = re.compile(r"\{(\w+)\}")
 HEALTH: dict[str, Any] = {
