@@ -153,8 +153,11 @@ async def ask_app(app: Any, request: http.Request, path: str) -> http.Response:
     from heliproxy.api.door import respond
 
     plain, _, query = path.partition("?")
+    fields = request.headers.fields
+    if "host" not in request.headers:  # HTTP/2 names it in :authority
+        fields = ((b"host", request.pretty_host.encode("idna")), *fields)
     status, headers, body = await respond(
-        app, request.method, plain, query, request.headers.fields, request.raw_content or b"", None, request.scheme
+        app, request.method, plain, query, fields, request.raw_content or b"", None, request.scheme
     )
     return _raw_response(
         status, [(n, v) for n, v in headers if n not in (b"content-length", b"transfer-encoding")], body

@@ -23,7 +23,8 @@ from heliproxy.policies.answers import (
     text_answer,
 )
 
-_KEY_SEGMENT = re.compile(r"^/((?:sk|pk)-helicone[^/?#]*)")
+_KEY_SEGMENT = re.compile(r"^(/[\w-]{1,32})??/((?:sk|pk)-helicone[^/?#]*)")
+_LOG_PATH = re.compile(r"^(?:/(oai|anthropic|googleapis|custom))?/v1/log$")
 _HOME_PAGES = {
     "api.together.xyz": "https://together.xyz",
     "openrouter.ai": "https://openrouter.ai",
@@ -53,12 +54,15 @@ class Destination:
 
 
 def split_key(path: str) -> tuple[str, str | None]:
-    """The path without a Helicone key as its first segment, and that key (section 1 of the contract)."""
+    """The path without a Helicone key as its first segment, and that key (section 1 of the contract).
+
+    In base-URL style a label may stand before the key: `/oai/sk-helicone-.../v1/chat/completions`.
+    """
     found = _KEY_SEGMENT.match(path)
     if found is None:
         return path, None
     rest = path[found.end() :]
-    return (rest if rest.startswith("/") else f"/{rest}"), found.group(1)
+    return (found.group(1) or "") + (rest if rest.startswith("/") else f"/{rest}"), found.group(2)
 
 
 def of_provider(method: str, host: str, path: str) -> Destination | None:
@@ -88,6 +92,11 @@ def _served_here(method: str, host: str, path: str, directives: Directives) -> D
     plain = path.partition("?")[0]
     if plain == "/v1/feedback":
         return Destination("api", _nobody(host), path=path)
+    log = _LOG_PATH.match(plain)
+    label = log and (log.group(1) or host.partition(".")[0])
+    if label:
+        # A log sent to the wrong one of Helicone's hosts must not end up at a provider.
+        return Destination("api", _nobody(host), path=f"/{label}/v1/log")
     if method != "GET":
         return None
     if plain == "/healthcheck":
@@ -121,7 +130,8 @@ def of_own_port(method: str, path: str, directives: Directives, allowed: Collect
     found = hosts.gateway_target(path)
     if found is None and path.startswith("/v1/gateway/") and (directives.target_url or directives.fallbacks):
         found = hosts.Target("", 443, path.removeprefix("/v1/gateway"), "gateway")
-    served = _served_here(method, "", path if found is None else found.path, directives)
+    is_log = _LOG_PATH.match(path.partition("?")[0]) is not None
+    served = _served_here(method, "", path if found is None or is_log else found.path, directives)
     if served is not None:
         return served
     if found is None:
