@@ -36,9 +36,8 @@ OTHERS = (
     "models.opencode.ai",
     "play.googleapis.com",
     "raw.githubusercontent.com",
-    "registry.npmjs.org",
 )
-"""Where the agents send telemetry and look for news: here, nowhere."""
+"""Where most agents send telemetry and look for news: here, nowhere."""
 
 
 @dataclass(frozen=True)
