@@ -51,18 +51,10 @@ function install (proxy) {
     })
   }
 
-  // Node's fetch keeps its dispatcher, once loaded, under this name; whoever set one before is left alone.
+  // Node's fetch keeps its dispatcher under this name. It is put there when anything of fetch is first touched, and many
+  // libraries touch `Headers` long before they call: so now, before them. Whoever sets one later has the last word.
   const slot = Symbol.for('undici.globalDispatcher.1')
-  const fetch = globalThis.fetch
-  if (typeof fetch !== 'function') return
-  let isInstalled = false
-  const installDispatcher = () => {
-    isInstalled = true
-    if (globalThis[slot]) return
-    void globalThis.Response // loads Node's undici, which fills the slot
-    const Agent = globalThis[slot] && globalThis[slot].constructor
-    if (Agent) globalThis[slot] = new Agent({ connect: connectFetch })
-  }
+  if (typeof globalThis.fetch !== 'function') return
   const connectFetch = ({ protocol, hostname, port, servername }, done) => {
     const host = hostname.replace(/^\[|\]$/g, '').toLowerCase()
     const secure = (socket) => {
@@ -81,10 +73,7 @@ function install (proxy) {
     else if (isDirect(host)) secure()
     else tunnel(host, port || 443, (error, socket) => error ? done(error) : secure(socket))
   }
-  const wrapped = function (...args) {
-    if (!isInstalled) installDispatcher()
-    return fetch.apply(this, args)
-  }
-  Object.defineProperty(wrapped, 'name', { value: 'fetch' })
-  globalThis.fetch = wrapped
+  void globalThis.Response // loads Node's undici, which fills the slot
+  const Agent = globalThis[slot] && globalThis[slot].constructor
+  if (Agent) globalThis[slot] = new Agent({ connect: connectFetch })
 }
