@@ -113,10 +113,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pages(log: Path) -> Iterator[Pages]:
-    found = Pages(log, now=lambda: NOW, zone=UTC)
-    yield found
-    found.close()
+def pages(log: Path) -> Pages:
+    return Pages(log, now=lambda: NOW, zone=UTC)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.overview import charts
 from heliproxy.api.pages.render import HEADERS, page
 from heliproxy.api.pages.window import kept_params, read_filters, read_window
+from heliproxy.policy_store import CacheStore
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def cache(pages: Pages, request: Request) -> Response:
     now = pages.now()
     window = read_window(params, now, pages.zone, default="30d")
     filters = window.filters(read_filters(params)[0])
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         costs = queries.costs(conn, ("model",), filters, zone=pages.zone, sort="saved")
         entries = queries_pages.top_cached(conn, filters)
         saved_ms = queries_pages.saved_time(conn, filters)
@@ -45,10 +46,9 @@ def cache(pages: Pages, request: Request) -> Response:
 
 def stats(pages: Pages) -> dict[str, Any] | None:
     """What is stored now; None when nothing ever was, or it cannot be read."""
-    if not pages.state.path.exists():
-        return None
     try:
-        return pages.cache.stats(pages.now().timestamp())
+        with pages.state() as state:
+            return None if state is None else CacheStore(state).stats(pages.now().timestamp())
     except (sqlite3.Error, OSError) as e:
         logger.warning("the cache cannot be shown: %s", e)
         return None
@@ -59,7 +59,8 @@ def clear(pages: Pages, request: Request) -> Response:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return JSONResponse({"data": None, "error": "expected content-type application/json"}, 415, HEADERS)
     try:
-        removed = pages.cache.clear() if pages.state.path.exists() else 0
+        with pages.state() as state:
+            removed = 0 if state is None else CacheStore(state).clear()
     except (sqlite3.Error, OSError) as e:
         return JSONResponse({"data": None, "error": str(e)}, 500, HEADERS)
     return JSONResponse({"data": {"removed": removed}, "error": None}, 200, HEADERS)

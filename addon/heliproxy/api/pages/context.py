@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliproxy.api.pages.kept import Kept
-from heliproxy.api.pages.readers import Readers
 from heliproxy.api.pages.window import now_utc
 from heliproxy.home import DATABASE_NAME
-from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, StateFile
+from heliproxy.policy_store import STATE_NAME, StateFile
 from heliproxy.pricing import Prices
+from heliproxy.store import open_reader
 from heliproxy.times import SystemZone
 
 if TYPE_CHECKING:
@@ -35,29 +38,39 @@ class Pages:
     """The token that is asked for, if one is."""
     now: Callable[[], datetime] = now_utc
     zone: Any = field(default_factory=SystemZone)
-    readers: Readers = field(init=False)
     kept: Kept = field(init=False)
     prices: Prices = field(init=False)
-    state: StateFile = field(init=False)
-    budgets: BudgetStore = field(init=False)
-    cache: CacheStore = field(init=False)
 
     def __post_init__(self) -> None:
-        log = self.home / DATABASE_NAME
-        self.readers = Readers(log)
-        self.kept = Kept(log)
+        self.kept = Kept(self.log)
         self.prices = Prices(self.home)
-        self.state = StateFile(self.home / STATE_NAME)
-        self.budgets = BudgetStore(self.state, log)
-        self.cache = CacheStore(self.state)
 
-    def close(self) -> None:
-        """Close the files."""
-        self.readers.close()
-        self.state.close()
+    @property
+    def log(self) -> Path:
+        return self.home / DATABASE_NAME
 
-    def __del__(self) -> None:
-        self.close()
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """A read-only connection for the time of a `with`; opening one takes less than a millisecond.
+
+        Raises FileNotFoundError, SchemaError or sqlite3.Error: there is no database that can be read.
+        """
+        with contextlib.closing(open_reader(self.log)) as conn:
+            conn.execute(f"PRAGMA mmap_size = {1 << 30}")
+            yield conn
+
+    @contextlib.contextmanager
+    def state(self) -> Iterator[StateFile | None]:
+        """What the policies remember, for the time of a `with`; None when there is no such file yet."""
+        path = self.home / STATE_NAME
+        if not path.exists():
+            yield None
+            return
+        state = StateFile(path)
+        try:
+            yield state
+        finally:
+            state.close()
 
     def health(self) -> str:
         """What was lost, as a sentence; "" when nothing was."""

@@ -22,7 +22,7 @@ def users(pages: Pages, request: Request) -> Response:
     now = pages.now()
     window = read_window(params, now, pages.zone, default="30d")
     filters = window.filters(read_filters(params)[0])
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         costs = queries.costs(conn, ("user",), filters, zone=pages.zone, sort=_sort(params.get("sort")))
         seen = queries_pages.seen_times(conn, filters)
         plots = charts(conn, window, filters, "user", now, pages)
@@ -52,7 +52,7 @@ def properties(pages: Pages, request: Request) -> Response:
     now = pages.now()
     window = read_window(params, now, pages.zone, default="30d")
     filters = window.filters(read_filters(params)[0])
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         keys = queries_pages.property_keys(conn, filters)
         key = params.get("key", "")[:64] or (keys[0][0] if keys else "")
         costs = Costs((), [], queries.Line(()), 0)

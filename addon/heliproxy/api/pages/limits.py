@@ -14,6 +14,7 @@ from heliproxy import queries, queries_pages
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import page
 from heliproxy.api.pages.window import kept_params, read_window
+from heliproxy.policy_store import BudgetStore
 
 REFUSERS = {"rate_limited": "a rate limit of yours", "budget": "a budget of yours"}
 """Error types of refusals made here, and who made them."""
@@ -24,21 +25,22 @@ logger = logging.getLogger(__name__)
 def budget_rows(pages: Pages) -> list[dict[str, Any]]:
     """Every budget with what is spent of it, the most used first; none when the file cannot be read."""
     try:
-        if not pages.state.path.exists():
-            return []
-        states = pages.budgets.states(pages.now().astimezone(pages.zone))
+        with pages.state() as state:
+            if state is None:
+                return []
+            states = BudgetStore(state, pages.log).states(pages.now().astimezone(pages.zone))
     except (sqlite3.Error, OSError) as e:
         logger.warning("budgets cannot be shown: %s", e)
         return []
     return [
         {
-            "title": state.budget.description + (f": {state.value}" if state.value else ""),
-            "spent_usd": state.spent_usd,
-            "limit_usd": state.budget.amount_usd,
-            "over": state.over,
-            "action": state.budget.action,
+            "title": one.budget.description + (f": {one.value}" if one.value else ""),
+            "spent_usd": one.spent_usd,
+            "limit_usd": one.budget.amount_usd,
+            "over": one.over,
+            "action": one.budget.action,
         }
-        for state in states
+        for one in states
     ]
 
 
@@ -46,7 +48,7 @@ def limits(pages: Pages, request: Request) -> Response:
     params = request.query_params
     window = read_window(params, pages.now(), pages.zone)
     filters = replace(window.filters(), statuses=("429",))
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         limited = queries.costs(conn, ("user",), filters, zone=pages.zone)
         by_provider = queries.costs(conn, ("provider",), filters, zone=pages.zone)
         found = queries_pages.search(conn, filters, limit=25)

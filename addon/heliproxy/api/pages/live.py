@@ -52,7 +52,7 @@ class Live:
 
     async def _events(self, filters: Filters, text: str, columns: list[str], draw: bool) -> AsyncIterator[str]:
         self._listening += 1
-        source = Source(self._pages.readers.path, filters)
+        source = Source(self._pages.log, filters)
         silent = 0.0
         try:
             yield "retry: 3000\n\n"

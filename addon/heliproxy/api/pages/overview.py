@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
@@ -41,7 +42,7 @@ def overview(pages: Pages, request: Request) -> Response:
     window = read_window(params, now, pages.zone)
     filters, problems = read_filters(params)
     filters = window.filters(filters)
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         if queries_pages.is_empty(conn):
             return welcome(pages, request)
         known = queries_pages.recent_properties(conn)
@@ -142,10 +143,11 @@ def charts(
         return dict.fromkeys(("cost", "requests", "tokens", "latency", "ttft", "errors", "saved"), empty_chart())
     unit = window.unit(span[0], now)
     start = window.since or span[0]
-    end = min(window.until, now) if window.until else max(now, span[1])
+    # A row from a clock that runs ahead must not stretch the plot into the next century.
+    end = min(window.until or now, max(now, span[1]), now + timedelta(days=1))
     steps = [begins for begins, _ in buckets(unit, start, end, zone)][-750:]
     names = [label(unit, step, zone) for step in steps]
-    tallies = queries.tally(conn, (unit, by), filters, zone)
+    tallies = queries.tally(conn, (unit, by), filters if window.until else replace(filters, until=end), zone)
     groups = largest(tallies)
     axis = axis_of(steps, unit, zone)
     steps_total = merged(tallies, lambda key: key[0])

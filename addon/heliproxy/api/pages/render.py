@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 
 from heliproxy import __version__
 from heliproxy.conversation import visible
+from heliproxy.report import decimal_text
 
 FOLDER = Path(__file__).parent
 # Everything comes from us: no inline script or style, no frame, no other host. Images in prompts arrive as data: URLs.
@@ -183,8 +184,8 @@ def short(text: str | None, limit: int = 160) -> str:
 
 
 def exact(value: float | None) -> str:
-    """The number itself, to the last digit."""
-    return "" if value is None else repr(value)
+    """The number itself, to the digit that `heliproxy costs` prints."""
+    return "" if value is None else str(value) if isinstance(value, int) else decimal_text(value)
 
 
 def clock(text: str | None, zone: tzinfo | None, style: str = "full") -> str:

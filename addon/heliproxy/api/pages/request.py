@@ -26,7 +26,7 @@ KEY_VARIABLES |= {"azure": ("api-key", "AZURE_OPENAI_API_KEY")}
 
 
 def request_page(pages: Pages, request: Request) -> Response:
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         detail = queries.request_detail(conn, request.path_params["request_id"])
         if detail is None:
             return _missing(request)
@@ -78,7 +78,7 @@ def read(body: Body | None) -> Conversation:
 
 def request_json(pages: Pages, request: Request) -> Response:
     """Everything about the request as JSON; bodies that are JSON as such, others as text."""
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         detail = queries.request_detail(conn, request.path_params["request_id"])
     if detail is None:
         return JSONResponse({"error": "no request has this id"}, 404, HEADERS)
@@ -108,7 +108,7 @@ def _value(data: bytes | None) -> Any:
 
 def body_text(pages: Pages, request: Request) -> Response:
     """A stored body as it is, as plain text whatever it was: the browser must not run it."""
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         body = read_body(conn, request.path_params["request_id"])
     data = None if body is None else body.request if request.path_params["side"] == "request" else body.response
     if data is None:

@@ -46,7 +46,7 @@ def requests(pages: Pages, request: Request) -> Response:
     before = parse_place(params.get("before"))
     text = params.get("q", "").strip()[:200]
     kept = kept_params(params)
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         found = queries_pages.search(conn, window.filters(filters), text, after=before, limit=SHOWN)
         models = queries_pages.recent_values(conn, "model")
         users = queries_pages.recent_values(conn, "user_id")
@@ -89,7 +89,7 @@ def export_rows(pages: Pages, filters: Filters, text: str) -> Iterator[Row]:
     place: tuple[str, str] | None = None
     sent = 0
     while sent < EXPORTED:
-        with pages.readers.connection() as conn:
+        with pages.connection() as conn:
             found = queries_pages.search(conn, filters, text, after=place, limit=EXPORT_STEP)
         yield from found.rows
         sent += len(found.rows)

@@ -28,7 +28,7 @@ def sessions(pages: Pages, request: Request) -> Response:
     filters, _ = read_filters(params)
     text = params.get("q", "").strip()[:200]
     start = int(params["offset"]) if params.get("offset", "").isascii() and params.get("offset", "").isdigit() else 0
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         rows = queries.session_list(
             conn, window.filters(filters), limit=SHOWN + 1, offset=min(start, 1_000_000), search=text
         )
@@ -50,7 +50,7 @@ def sessions(pages: Pages, request: Request) -> Response:
 def session(pages: Pages, request: Request) -> Response:
     session_id = request.path_params["session_id"]
     view = request.query_params.get("view", "tree")
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         root = queries.session_tree(conn, session_id)
         if root is None:
             return page(request, "error.html", 404, title="No such session", text="No request carries this session id.")

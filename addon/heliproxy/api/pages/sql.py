@@ -148,7 +148,7 @@ def plot(answer: Answer) -> dict[str, Any] | None:
 
 def sql(pages: Pages, request: Request) -> Response:
     question = request.query_params.get("q", "").strip()[:LENGTH]
-    with pages.readers.connection() as conn:
+    with pages.connection() as conn:
         answer = ask(conn, question) if question else None
         tables = schema(conn)
     return page(
