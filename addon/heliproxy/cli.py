@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Set-up": {
         "doctor": Entry("doctor:doctor_command", "Find what keeps calls from being logged, and say the cure."),
+        "service": Entry("service:service_command", "Print the systemd or launchd file that starts serve at login."),
         "certs": Entry("certs_cli:certs_command", "Show, export and renew the certificate authority."),
         "addon-path": Entry("cli:addon_path_command", "Print the script for `mitmdump -s` and `mitmweb -s`."),
         "version": Entry("cli:version_command", "Print the versions of heliproxy and what it stands on."),
