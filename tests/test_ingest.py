@@ -158,7 +158,7 @@ def test_a_reader_that_cancelled_is_no_error_of_the_provider(record: Any) -> Non
 
 
 def test_a_traceback_under_status_200_is_an_error(record: Any) -> None:
-    text = "Traceback (most recent call last):\n  File 'a.py'\nValueError: boom\n\n"
+    text = "Traceback (most recent call last):\n  File 'a.py'\nValueError: boom\n\nKeyError: in the partial output\n"
     row = record(log(response={"json": {}, "textBody": text})).row
     assert (row["status"], row["error_type"], row["error"], row.get("cost_usd")) == (200, "ValueError", "boom", None)
 
@@ -178,7 +178,7 @@ def test_events_that_are_no_calls_have_a_name_and_cost_nothing(
     assert (row["model"], row["cost_usd"], row["input_tokens"], row["path"]) == (
         model,
         0.0,
-        None,
+        0,
         "custom-model-nopath",
     )
 

@@ -324,6 +324,8 @@ class Heliproxy:
         route = destination.route
         if not route.inference and not _is_policed(destination, directives):
             self.passing[flow.id] = destination
+            if destination.kind == "api":
+                flow.request.headers.fields = fields  # `Helicone-*` headers say what a log sent to us is about
             if destination.kind == "provider":
                 self._send_to(flow.request, destination)
                 flow.request.stream = "upgrade" not in flow.request.headers
@@ -718,4 +720,10 @@ def _through(tap: Callable[[bytes], bytes], filter: UsageHider | ChunkJoiner) ->
     return pass_on
 
 
-addons = [Heliproxy()]
+def __getattr__(name: str) -> Any:
+    """`addons`, which mitmproxy's tools look for. What only they need (flow list, content view) takes time to import."""
+    if name != "addons":
+        raise AttributeError(name)
+    from heliproxy.contentview import FlowTools
+
+    return [Heliproxy(), FlowTools()]

@@ -20,8 +20,8 @@ from heliproxy.formats.reading import as_object, clean, count, first_count, load
 PREVIEW = 500
 MAX_EVENTS = 200_000
 
-_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):")
-_LAST_LINE = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Timeout)?): ?(.*)$", re.MULTILINE)
+_TRACEBACK = "Traceback (most recent call last):"
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?(.*))?$")
 _BY_PROVIDER = {"anthropic": "anthropic_messages", "google": "gemini_generate", "vertex": "gemini_generate"}
 _ANTHROPIC_EVENTS = (
     "message", "message_start", "message_delta", "message_stop", "content_block_start", "content_block_delta",
@@ -209,7 +209,7 @@ def read_event(logged: Logged, status: int, cost_usd: float | None) -> Reply:
     """Read the answer of a call that was no model's (a tool, a vector database): it used no tokens, and is no chat."""
     text = logged.body[:PREVIEW].decode("utf-8", "replace")
     failed = f"HTTP {status}" if not 200 <= status < 300 else None
-    return Reply(usage=Usage(), cost_usd=cost_usd or 0.0, preview=text, error=failed)
+    return Reply(usage=Usage(input_tokens=0, output_tokens=0), cost_usd=cost_usd or 0.0, preview=text, error=failed)
 
 
 def _error_of(form: str, logged: Logged) -> Reply:
@@ -233,11 +233,14 @@ def _prose(text: str) -> Reply:
 
 
 def _traceback(text: str) -> Reply | None:
-    """The error a Python traceback ends with; None for other texts."""
-    if not _TRACEBACK.match(text.lstrip()):
+    """The error of a Python traceback, behind which partial output may follow; None for other texts."""
+    if not text.lstrip().startswith(_TRACEBACK):
         return None
-    found = _LAST_LINE.findall(text)
-    kind, message = found[-1] if found else ("error", "")
+    # The last one counts of several that caused each other; its frames are indented, the exception is not.
+    frames = text.rpartition(_TRACEBACK)[2].splitlines()[1:]
+    line = next((frame for frame in frames if frame[:1].strip()), "")
+    found = _EXCEPTION.match(line)
+    kind, message = (found[1], found[2]) if found else ("error", line)
     return Reply(error_type=kind[:200], error=clean((message or kind)[:4000]), preview=clean(text.strip()[:PREVIEW]))
 
 
