@@ -294,11 +294,15 @@ def log_with(path: Path, rows: list[tuple[str, str, str, float | None]]) -> Path
     """A log with (id, created_at, user, cost) and for each a property team = `t-<user>`."""
     conn = sqlite3.connect(path)
     conn.executescript(
-        "CREATE TABLE IF NOT EXISTS requests (id PRIMARY KEY, created_at, user_id, session_id, model, cost_usd, fees_usd);"
+        "CREATE TABLE IF NOT EXISTS requests"
+        " (id PRIMARY KEY, created_at, user_id, session_id, model, cost_usd, fees_usd);"
         "CREATE TABLE IF NOT EXISTS properties (request_id, key, value, PRIMARY KEY (request_id, key));"
     )
     for request_id, created_at, user, cost in rows:
-        conn.execute("INSERT INTO requests (id, created_at, user_id, session_id, model, cost_usd) VALUES (?, ?, ?, 's', 'm', ?)", (request_id, created_at, user, cost))
+        conn.execute(
+            "INSERT INTO requests (id, created_at, user_id, session_id, model, cost_usd) VALUES (?, ?, ?, 's', 'm', ?)",
+            (request_id, created_at, user, cost),
+        )
         conn.execute("INSERT INTO properties VALUES (?, 'Team', ?)", (request_id, f"t-{user}"))
     conn.commit()
     conn.close()
