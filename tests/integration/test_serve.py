@@ -131,10 +131,7 @@ def test_stopping_waits_for_calls_under_way_and_writes_their_rows(home: Path) ->
 def test_port_that_is_taken_is_said_and_fails(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for options, words in (
-            (["--port", port, "--api-port", "0"], port),
-            (["--port", "0", "--api-port", port], port),
-        ):
+        for options in (["--port", port, "--api-port", "0"], ["--port", "0", "--api-port", port]):
             done = subprocess.run(
                 [sys.executable, "-m", "heliproxy", "serve", "--home", str(home), *options],
                 env=environment(home),
