@@ -134,6 +134,18 @@ def test_ports_tell_ours_from_another_program(home):
         assert levels(doctor.ports(other.port, free_port())) == [("proxy port", "failure"), ("API port", "ok")]
 
 
+def test_company_proxy_is_reached_or_named():
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        port = proxy.getsockname()[1]
+        (found,) = doctor.company_proxy({"HTTPS_PROXY": f"http://a:secret@127.0.0.1:{port}"}, 8080)
+        assert (found.level, found.detail) == ("ok", f"calls go on through http://127.0.0.1:{port}")
+    (gone,) = doctor.company_proxy({"HTTPS_PROXY": f"http://127.0.0.1:{port}"}, 8080)
+    assert (gone.level, "cannot be reached" in gone.detail) == ("failure", True)
+    (odd,) = doctor.company_proxy({"HTTPS_PROXY": "socks5://c:1"}, 8080)
+    assert (odd.level, "socks5" in odd.detail) == ("failure", True)
+    assert list(doctor.company_proxy({"HTTPS_PROXY": "http://127.0.0.1:8080"}, 8080)) == []
+
+
 def test_losses_are_a_failure():
     found = doctor.losses({"recorder": "running", "lost_rows": 3, "lost_bodies": 0, "errors": 1})
     assert (found.level, found.detail) == ("failure", "3 lost rows, 1 errors")

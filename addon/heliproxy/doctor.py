@@ -87,6 +87,7 @@ def examine(home: Path, port: int, api_port: int, environ: Mapping[str, str], no
     yield clock(home, now)
     yield price_age(home, now.date())
     yield from proxy_settings(environ, port)
+    yield from company_proxy(environ, port)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -101,9 +102,7 @@ def home_folder(home: Path) -> Finding:
             return Finding("home", "ok", f"{home} (made on first use)")
         return Finding("home", "failure", f"{home} cannot be made in {parent}", "set HELIPROXY_HOME to another folder")
     if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
-        return Finding(
-            "home", "failure", f"{home} cannot be written", "chown it to you, or set HELIPROXY_HOME"
-        )
+        return Finding("home", "failure", f"{home} cannot be written", "chown it to you, or set HELIPROXY_HOME")
     if home.stat().st_mode & 0o022:
         return Finding("home", "warning", f"{home} can be written by others", f"chmod 700 '{home}'")
     return Finding("home", "ok", str(home))
@@ -322,6 +321,27 @@ def proxy_settings(environ: Mapping[str, str], port: int) -> Iterator[Finding]:
     if session.endswith(f":{port}") and not is_listening(port):
         cure = 'heliproxy serve, or eval "$(heliproxy env --unset)"'
         yield Finding("session", "failure", f"this shell sends its traffic to {session}, where nothing listens", cure)
+
+
+def company_proxy(environ: Mapping[str, str], port: int) -> Iterator[Finding]:
+    """Whether the proxy that was set before ours, if any, can be chained and reached."""
+    from heliproxy.chain import chain_of
+    from heliproxy.environment import original_env
+
+    try:
+        chain = chain_of(original_env(environ), port)
+    except ValueError as e:
+        yield Finding("company", "failure", str(e), "name an http proxy in HELIPROXY_UPSTREAM_PROXY, or leave it empty")
+        return
+    for hop in dict.fromkeys(hop for hop in (chain.https, chain.http) if hop is not None) if chain else ():
+        name = f"{hop.scheme}://{hop.host}:{hop.port}"
+        try:
+            socket.create_connection((hop.host, hop.port), timeout=3).close()
+        except OSError as e:
+            cure = "unset HTTPS_PROXY and HTTP_PROXY when you are outside its network"
+            yield Finding("company", "failure", f"the proxy {name} cannot be reached: {e}", cure)
+        else:
+            yield Finding("company", "ok", f"calls go on through {name}")
 
 
 # ------------------------------------------------------------------------------------------------------------------
