@@ -191,6 +191,8 @@ class Exchange:
     """HIT or MISS when a cache was asked, else None."""
     cache_reference_id: str | None = None
     saved_usd: float | None = None
+    repeated: Mapping[str, Any] | None = None
+    """What the row of the answer said that a hit repeats, so that it need not be read again."""
     find_saved: Callable[[], float | None] | None = None
     """Looks up what a hit saves, when the answer it repeats was not priced yet."""
     warnings: list[str] = field(default_factory=list)

@@ -30,7 +30,7 @@ from heliproxy.policies.budget import Spender
 from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import Policy
 from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
-from heliproxy.record import DECODE_LIMIT, is_stream_type, is_whole, lower_headers
+from heliproxy.record import DECODE_LIMIT, REPEATED, is_stream_type, is_whole, lower_headers
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +207,7 @@ class Gates:
     def _hit(self, exchange: Exchange, key: bytes, index: int, entry: CacheEntry) -> Hit:
         exchange.cache = "HIT"
         exchange.cache_reference_id = entry.request_id
+        exchange.repeated = entry.usage
         exchange.saved_usd = entry.cost_usd
         if entry.cost_usd is None:
             # Saved a moment ago, and priced by the time the recorder comes to this hit.
@@ -245,7 +246,7 @@ class Gates:
 
     def _save(self, exchange: Exchange, outcome: Outcome, saving: _Saving) -> None:
         """What is left to do when the answer is priced."""
-        usage = {name: outcome.row.get(name) for name in ("model", "input_tokens", "output_tokens")}
+        usage = {name: outcome.row.get(name) for name in REPEATED}
         if saving.stored:
             self.cache.price(saving.key, exchange.id, outcome.cost_usd, usage)
             return

@@ -232,8 +232,10 @@ def _total(row: Mapping[str, Any]) -> float | None:
 
 def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Reply, bytes, str | None, bool]:
     """What the format makes of the response: (reply, decoded response, parse error, truncated)."""
-    format = FORMATS.get(exchange.route.format)
     parse_error = exchange.parse_error
+    if exchange.repeated:
+        return _reply_again(exchange.repeated), b"", parse_error, False
+    format = FORMATS.get(exchange.route.format)
     reply = Reply()
     sink: Sink | None = exchange.sink
     if sink is None:
@@ -250,6 +252,15 @@ def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Repl
         if sink.broken or (sink.truncated and sink.parser is None):
             parse_error = parse_error or sink.broken or f"response body is longer than {DECODE_LIMIT} bytes"
     return reply, response, parse_error, sink.truncated or len(response) > STORED_LIMIT
+
+
+REPEATED = ("model", "response_model", "finish_reason", "answer_preview", "input_tokens", "output_tokens")
+"""Columns of an answer's row that its cache entry keeps."""
+
+
+def _reply_again(row: Mapping[str, Any]) -> Reply:
+    model, reason, preview = (row.get(name) for name in ("response_model", "finish_reason", "answer_preview"))
+    return Reply(model=model, finish_reason=reason, preview=preview or "")
 
 
 def _reply(format: Format, sink: Sink, status: int, body: bytes, headers: Mapping[str, str]) -> Reply:
