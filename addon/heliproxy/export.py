@@ -115,7 +115,7 @@ def batches(
 ) -> Iterator[list[dict[str, Any]]]:
     """Exported requests, oldest first, `size` at a time."""
     for ids in request_ids(conn, wanted, size, after):
-        yield [exported(conn, row, bodies=bodies) for row in request_rows(conn, ids)]
+        yield [exported(conn, row, bodies=bodies) for row in request_rows(conn, ids, COLUMNS)]
 
 
 def exported(conn: sqlite3.Connection, row: Mapping[str, Any], *, bodies: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import click
 from heliproxy import times
 from heliproxy.home import DATABASE_NAME, default_home
 from heliproxy.migrations import SchemaError
-from heliproxy.store import Store, open_reader
+from heliproxy.store import COLUMNS, Store, open_reader
 
 if TYPE_CHECKING:
     from heliproxy.export import Progress, Wanted
@@ -267,7 +267,8 @@ def send_part(
     from heliproxy.bodies import read_body
 
     spans = [
-        export_otlp.make_span(row, read_body(conn, row["id"]) if bodies else None) for row in request_rows(conn, ids)
+        export_otlp.make_span(row, read_body(conn, row["id"]) if bodies else None)
+        for row in request_rows(conn, ids, COLUMNS)
     ]
     for attempt in range(max_retries + 1):
         if not spans or export_otlp.send(exporter, spans):

@@ -161,3 +161,13 @@ def test_late_pages_of_many_rows_are_quick(rig: Rig) -> None:
     first = min(seconds(0) for _ in range(3))
     last = min(seconds(19_000) for _ in range(3))
     assert last < 3 * first + 0.05
+
+
+def test_paging_goes_on_where_it_was_while_rows_come(logged: Rig) -> None:
+    ask = {"filter": "all", "limit": 5}
+    seen = [row["request_id"] for row in logged.post("/v1/request/query", ask)]
+    logged.add("new", created_at="2026-09-02T00:00:00.000Z")
+    for offset in (5, 10):
+        seen += [row["request_id"] for row in logged.post("/v1/request/query", {**ask, "offset": offset})]
+    assert seen == [f"r{i:02}" for i in reversed(range(12))]
+    assert logged.post("/v1/request/query", ask)[0]["request_id"] == "new"

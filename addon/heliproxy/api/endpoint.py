@@ -15,6 +15,7 @@ from heliproxy.api.database import Database
 from heliproxy.api.errors import ApiError
 from heliproxy.api.fields import Fields, parse_json, read_body
 from heliproxy.api.links import is_signed, signed_link
+from heliproxy.api.pager import Pages
 
 if TYPE_CHECKING:
     from heliproxy.addon import Heliproxy
@@ -32,6 +33,7 @@ class Api:
         self.clock = clock
         self.secret = secret
         self.database = Database(addon.settings.home / DATABASE_NAME, lambda: addon.recorder)
+        self.pages = Pages()
         self.downloads: dict[str, str] = {}
         """SQL of results to be fetched as CSV, by their unguessable name."""
 

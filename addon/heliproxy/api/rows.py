@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heliproxy.api.answer import whole_response
+from heliproxy.api.filters import ENDED
 from heliproxy.bodies import Body
 from heliproxy.formats.reading import load
 from heliproxy.queries import Row, add_properties, fetch_rows
-from heliproxy.times import stored_time
+
+NEEDED = (
+    "id", "created_at", "provider", "host", "path", "model", "request_model", "response_model", "status",
+    "latency_ms", "ttft_ms", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens",
+    "reasoning_tokens", "input_audio_tokens", "output_audio_tokens", "cost_usd", "cache", "cache_reference_id",
+    "user_id", "prompt_id", "response_id", "target_url",
+)  # fmt: skip
+"""Columns `helicone_request` reads: half as many as there are, half the time."""
+_PART = 500
 
 
-def request_rows(conn: sqlite3.Connection, ids: Sequence[str]) -> list[Row]:
+def request_rows(conn: sqlite3.Connection, ids: Sequence[str], columns: Sequence[str] = NEEDED) -> list[Row]:
     """The rows of these requests with `properties`, `scores` and `rating`, in the order of `ids`; unknown ids are
     left out."""
-    found: dict[str, Row] = {}
-    for i in range(0, len(ids), 500):
-        part = list(ids[i : i + 500])
+    return _rows(conn, "id", ids, columns)
+
+
+def rows_by_number(conn: sqlite3.Connection, numbers: Sequence[int]) -> list[Row]:
+    """The same by rowid."""
+    return _rows(conn, "rowid", numbers, NEEDED)
+
+
+def _rows(conn: sqlite3.Connection, key: str, keys: Sequence[Any], columns: Sequence[str]) -> list[Row]:
+    found: dict[Any, Row] = {}
+    for i in range(0, len(keys), _PART):
+        part = list(keys[i : i + _PART])
         marks = ", ".join("?" * len(part))
-        rows = fetch_rows(conn, f"SELECT * FROM requests WHERE id IN ({marks})", part)
-        add_properties(conn, rows)
+        selected = ", ".join(f"r.{name}" for name in columns)
+        sql = f"SELECT {selected}, {ENDED} AS ended_at, r.{key} AS key FROM requests r WHERE r.{key} IN ({marks})"
+        rows = fetch_rows(conn, sql, part)
         for row in rows:
             row["scores"], row["rating"] = {}, None
-            found[row["id"]] = row
-        for request_id, name, value in conn.execute(
-            f"SELECT request_id, name, value FROM scores WHERE request_id IN ({marks}) ORDER BY request_id, name", part
-        ):
-            if request_id in found:
-                found[request_id]["scores"][name] = value
-        for request_id, value, at in conn.execute(
-            f"SELECT request_id, value, created_at FROM feedback WHERE name = 'rating' AND request_id IN ({marks})",
-            part,
-        ):
-            if request_id in found:
-                found[request_id]["rating"] = (value, at)
-    return [found[request_id] for request_id in dict.fromkeys(ids) if request_id in found]
+            found[row.pop("key")] = row
+        add_properties(conn, rows)
+        _add_said(conn, {row["id"]: row for row in rows})
+    return [found[one] for one in dict.fromkeys(keys) if one in found]
+
+
+def _add_said(conn: sqlite3.Connection, rows: Mapping[str, Row]) -> None:
+    """Give rows their `scores` and, as (value, time), their `rating`."""
+    marks, ids = ", ".join("?" * len(rows)), list(rows)
+    scores = f"SELECT request_id, name, value FROM scores WHERE request_id IN ({marks}) ORDER BY request_id, name"
+    for request_id, name, value in conn.execute(scores, ids):
+        rows[request_id]["scores"][name] = value
+    ratings = f"SELECT request_id, value, created_at FROM feedback WHERE name = 'rating' AND request_id IN ({marks})"
+    for request_id, value, at in conn.execute(ratings, ids):
+        rows[request_id]["rating"] = (value, at)
 
 
 def helicone_request(row: Row, body_url: str | None) -> dict[str, Any]:
@@ -48,7 +67,7 @@ def helicone_request(row: Row, body_url: str | None) -> dict[str, Any]:
     cost = finite(row["cost_usd"])
     return {
         "response_id": row["response_id"] or row["id"],
-        "response_created_at": ended_at(row),
+        "response_created_at": None if row["status"] is None else row["ended_at"],
         "response_body": {},
         "response_status": row["status"] if row["status"] is not None else 0,
         "response_model": row["response_model"],
@@ -155,21 +174,3 @@ def target_url(row: Mapping[str, Any]) -> str:
     if row["target_url"]:
         return f"{row['target_url']}{row['path'] or ''}"
     return f"https://{row['host']}{row['path'] or ''}" if row["host"] else row["path"] or ""
-
-
-def ended_at(row: Mapping[str, Any]) -> str | None:
-    if row["status"] is None:
-        return None
-    try:
-        at = datetime.fromisoformat(row["created_at"]) + timedelta(milliseconds=row["latency_ms"] or 0)
-        return stored_time(at)
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-UrlFor = Callable[[str], str]
-"""The signed link to the bodies of a request id."""
