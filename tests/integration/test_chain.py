@@ -91,6 +91,10 @@ class Company:
             writer.write(b"HTTP/1.1 403 Port not allowed\r\ncontent-length: 0\r\n\r\n")
             await writer.drain()
             return
+        if target.startswith("refused.invalid"):
+            writer.write(b"HTTP/1.1 502 No such host\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
+            return
         port = self.secure if method == "CONNECT" else self.plain
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
         if method == "CONNECT":
@@ -258,6 +262,26 @@ def test_refusal_of_the_company_reaches_the_client_as_502_and_the_log(office, ou
     answer = client.post("https://api.groq.com/openai/v1/chat/completions", json=CHAT)
     assert answer.status_code == 502
     assert "refused HTTP CONNECT request: 403" in answer.text
+
+
+def test_target_named_by_a_client_is_guarded_here_as_well(office, home, monkeypatch):
+    """The company's proxy would resolve the name itself, and it may reach what clients must not."""
+
+    async def inside(host: str, port: int):
+        return f"resolves to 10.0.0.7, which is not a public address: {host}:{port}", None
+
+    monkeypatch.setattr("heliproxy.flows.public_address", inside)
+    with ProxyThread(Settings(home=home, port=0, api_port=None)) as ours:
+        answer = httpx.post(
+            f"http://127.0.0.1:{ours.port}/v1/gateway/v1/chat/completions",
+            json=CHAT,
+            headers={"Helicone-Target-URL": "https://sneaky.example"},
+            trust_env=False,
+            timeout=20,
+        )
+    assert answer.status_code >= 500
+    assert office.proxy.lines == ["CONNECT refused.invalid:443"]
+    assert office.secure.asked == []
 
 
 SCRIPT = """if True:
