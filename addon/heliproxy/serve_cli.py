@@ -26,7 +26,7 @@ def serve_command(settings: Any) -> None:
 
     quiet_logging()
     try:
-        asyncio.run(serve(settings, lambda proxy: click.echo(ready_line(proxy))))
+        asyncio.run(serve(settings, _say_ready))
     except StartError as e:
         raise click.ClickException(str(e)) from e
 
@@ -44,6 +44,14 @@ def web_command(settings: Any, arguments: tuple[str, ...]) -> None:
     from heliproxy.serve import web
 
     web(settings, arguments)
+
+
+def _say_ready(proxy: Any) -> None:
+    click.echo(ready_line(proxy))
+    chain = proxy.addon.settings.chain
+    if chain is not None:
+        hop = chain.https or chain.http
+        click.echo(f"heliproxy: calls go on through {hop.scheme}://{hop.host}:{hop.port}, as set before", err=True)
 
 
 def ready_line(proxy: Any) -> str:

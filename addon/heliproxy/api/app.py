@@ -44,10 +44,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Routes are tried in this order, and logs come most often.
 ENDPOINTS: tuple[Endpoint, ...] = (
+    *logs.ENDPOINTS,
     *requests.ENDPOINTS,
     *feedback.ENDPOINTS,
-    *logs.ENDPOINTS,
     *sessions.ENDPOINTS,
     *users.ENDPOINTS,
     *properties.ENDPOINTS,
@@ -62,7 +63,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
 BASE_URLS = (
     "on the proxy's port, base URLs for SDKs are /oai/v1 for OpenAI, /anthropic for Anthropic, /groq/openai/v1 and so"
-    " on, /gateway with Helicone-Target-URL for any other, and /ai-gateway/v1"
+    " on, /gateway with Helicone-Target-URL for any other, /ai-gateway/v1, and /ollama/v1 for a model on this machine"
 )
 
 
@@ -74,8 +75,8 @@ def build(addon: Heliproxy) -> Starlette:
             Route("/health", health),
             Route("/openapi.json", openapi_document),
             Route("/helicone/test", hello),
-            *pages.routes(addon),
             *routes(api, ENDPOINTS),
+            *pages.routes(addon),
             *unserved.routes(),
         ],
         middleware=[Middleware(Guard, token=lambda: api.token)],
