@@ -721,7 +721,7 @@ def _through(tap: Callable[[bytes], bytes], filter: UsageHider | ChunkJoiner) ->
 
 
 def __getattr__(name: str) -> Any:
-    """`addons`, which mitmproxy's tools look for. What only they need (flow list, content view) takes time to import."""
+    """`addons`, which mitmproxy's tools look for; what only they need (flow list, content view) is slow to import."""
     if name != "addons":
         raise AttributeError(name)
     from heliproxy.contentview import FlowTools

@@ -168,6 +168,14 @@ class FlowTools:
         )
         contentviews.add(LlmContentview())
 
+    def running(self) -> None:
+        # mitmweb has a column for comments, which it does not show unless asked.
+        options = ctx.options
+        if "web_columns" in options and options.web_columns == options.default("web_columns"):
+            columns = [name for name in options.web_columns if name != "comment"]
+            place = columns.index("path") + 1 if "path" in columns else len(columns)
+            options.update(web_columns=[*columns[:place], "comment", *columns[place:]])
+
     def _view(self) -> View | None:
         view: View | None = ctx.master.addons.get("view")
         return view
@@ -185,6 +193,21 @@ class FlowTools:
         if exchange is None:
             return
         flow.metadata[KEY] = {"id": exchange.id, "format": exchange.route.format}
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        self._watch(flow)
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        # Again: a gateway that moved on to its next upstream has forgotten what was to be done at the end.
+        self._watch(flow)
+
+    def _watch(self, flow: http.HTTPFlow) -> None:
+        """Have the flow annotated when its row is made."""
+        proxy = self._proxy()
+        exchange = proxy.live.get(flow.id) if proxy is not None and KEY in flow.metadata else None
+        if exchange is None or any(isinstance(act, partial) and act.func is _ended for act in exchange.after):
+            return
+        flow.metadata[KEY]["format"] = exchange.route.format
         exchange.after.append(partial(_ended, flow, asyncio.get_running_loop()))
 
     def _bound(self, view: View) -> None:
