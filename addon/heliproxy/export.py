@@ -281,8 +281,8 @@ def _tokens(value: Mapping[str, Any]) -> dict[str, Any]:
     """Helicone's counts exclude each other, ours include: input is all that was read, output all that was written."""
     names = ("prompt_tokens", "prompt_cache_read_tokens", "prompt_cache_write_tokens", "prompt_audio_tokens")
     prompt, read, write, heard = (_integer(value.get(name)) for name in names)
-    names = ("completion_tokens", "reasoning_tokens", "completion_audio_tokens")
-    completion, reasoning, spoken = (_integer(value.get(name)) for name in names)
+    outputs = ("completion_tokens", "reasoning_tokens", "completion_audio_tokens")
+    completion, reasoning, spoken = (_integer(value.get(name)) for name in outputs)
     known = prompt is not None or completion is not None
     return {
         "input_tokens": None if prompt is None else prompt + (read or 0) + (write or 0) + (heard or 0),
@@ -320,7 +320,7 @@ def _session(properties: Mapping[str, str]) -> dict[str, str]:
 
 def _bodies(value: Mapping[str, Any]) -> Body | None:
     """The bodies of an export that has them; placeholders are none."""
-    sides = []
+    sides: list[bytes | None] = []
     for name in ("request_body", "response_body"):
         body = value.get(name)
         if body in (None, "", {}) or (isinstance(body, dict) and "helicone_message" in body):

@@ -73,8 +73,9 @@ async def delete(call: Call) -> Any:
 async def test(call: Call) -> Any:
     """Send one example, once, and say what came back."""
     hook = hook_of(await the_hook(call))
+    request_id = str(uuid.uuid4())
     note = {
-        "request_id": str(uuid.uuid4()),
+        "request_id": request_id,
         "request_body": "{}",
         "response_body": "{}",
         "properties": {},
@@ -82,7 +83,7 @@ async def test(call: Call) -> Any:
     }
     body = json.dumps(note).encode()
     try:
-        status = await to_thread.run_sync(post, hook, body, note["request_id"])
+        status = await to_thread.run_sync(post, hook, body, request_id)
     except (OSError, http.client.HTTPException) as e:
         return {"success": False, "message": f"{type(e).__name__}: {e}"}
     return {"success": 200 <= status < 300, "message": f"the destination answered {status}"}

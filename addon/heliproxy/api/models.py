@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,11 @@ PRICES = {
 """Keys of the price data -> Helicone's; both are USD per million tokens."""
 SEARCHES = "web_searches_kcount"
 AUTHORS = ("anthropic", "openai", "google", "mistral", "deepseek", "cohere", "x-ai", "meta", "moonshotai", "zai")
+TESTS: dict[str, Callable[[str, str], bool]] = {
+    "equals": lambda name, wanted: name == wanted,
+    "startswith": lambda name, wanted: name.startswith(wanted),
+    "includes": lambda name, wanted: wanted in name,
+}
 _CREATED = 1_700_000_000
 
 
@@ -137,8 +142,7 @@ async def llm_costs(call: Call) -> Response:
     query = call.request.query_params
     provider, model = query.get("provider", "").lower(), query.get("model", "").lower()
     operator = query.get("operator", "contains" if model else "equals").lower()
-    tests = {"equals": str.__eq__, "startswith": str.startswith, "includes": str.__contains__}
-    test = tests.get(operator.replace("-", "").replace("_", ""), str.__contains__)
+    test = TESTS.get(operator.replace("-", "").replace("_", ""), TESTS["includes"])
     lines = []
     for one in await to_thread.run_sync(_registry(call).models):
         if model and not test(one["id"].lower(), model):
