@@ -507,3 +507,22 @@ def test_hits_are_free_of_budgets(rig: Rig) -> None:
         assert rig.ask(headers).status_code == 429
     finally:
         gates.budgets.remove("month")
+
+
+# ---------------------------------------------------------------- feedback by the proxy's hosts
+
+
+@pytest.mark.parametrize("url", ["/oai/v1/feedback", "/v1/feedback", "https://oai.helicone.ai/v1/feedback"])
+def test_feedback_is_taken_at_every_door(rig: Rig, url: str) -> None:
+    asked = rig.ask().headers["helicone-id"]
+    client = rig.run.client() if url.startswith("https") else rig.http
+    response = client.post(url, json={"helicone-id": asked, "rating": True}, headers={"Helicone-Auth": KEY})
+    assert (response.status_code, response.json()["helicone_id"]) == (200, asked)
+    assert response.json()["message"] == "Feedback added successfully."
+    (stored,) = rig.run.rows(f"SELECT value FROM scores WHERE request_id = '{asked}'")
+    assert stored["value"] == 1
+
+
+def test_list_of_models_of_the_ai_gateway(rig: Rig) -> None:
+    response = rig.http.get("/ai-gateway/v1/models")
+    assert (response.status_code, response.json()["object"], rig.calls) == (200, "list", 0)

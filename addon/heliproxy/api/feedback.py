@@ -66,7 +66,8 @@ async def legacy(call: Call) -> Response:
     request_id = fields.required_text("helicone-id", limit=MAX_NAME)
     name = fields.get("name")
     if name is None:
-        return await put_rating(call, request_id, rating_of(fields))
+        await put_rating(call, request_id, rating_of(fields))
+        return added(request_id)
     name = fields.required_text("name", limit=MAX_NAME)
     value, kind = named_value(fields)
 
@@ -74,7 +75,14 @@ async def legacy(call: Call) -> Response:
     old = await call.read(lambda conn: conn.execute(sql, (name,)).fetchone())
     if old is not None and old[0] != kind:
         raise ApiError(409, "Data type does not match the existing feedback metric.")
-    return await said(call, request_id, lambda writer: writer.add_feedback(request_id, value, name))
+    await said(call, request_id, lambda writer: writer.add_feedback(request_id, value, name))
+    return added(request_id)
+
+
+def added(request_id: str) -> Response:
+    """What Helicone's proxy hosts answer, inside the envelope of its API hosts."""
+    words = {"message": "Feedback added successfully.", "helicone_id": request_id}
+    return JSONResponse(words | {"data": None, "error": None})
 
 
 def named_value(fields: Fields) -> tuple[bool | float | str, str]:
