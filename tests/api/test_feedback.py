@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from api_rig import Rig
+from api_rig import Rig, log_body
+from heliproxy.ingest import log_exchange
 from heliproxy.store import open_reader
 
 
@@ -44,6 +45,20 @@ def test_what_is_said_before_the_row_comes_stays(rig: Rig) -> None:
     assert found["feedback_rating"] is True
     assert found["scores"] == {"helicone-score-feedback": 1.0, "q": 1.0}
     assert found["properties"] == {"env": "set", "app": "x"}
+
+
+def test_a_call_that_is_still_running_can_be_rated_and_read(rig: Rig) -> None:
+    exchange = log_exchange(log_body(), "openai", [("Helicone-User-Id", "u1"), ("Helicone-Property-Env", "dev")], 0.0)
+    rig.addon.live["flow"] = exchange
+    answer = rig.client.post(f"/v1/request/{exchange.id}/feedback", json={"rating": True})
+    assert (answer.status_code, answer.headers.get("helicone-warning")) == (200, None)
+    found = rig.get(f"/v1/request/{exchange.id}")
+    assert (found["feedback_rating"], found["response_status"], found["total_tokens"]) == (True, 0, None)
+    assert (found["request_user_id"], found["properties"]) == ("u1", {"env": "dev"})
+    del rig.addon.live["flow"]
+    rig.recorder.finish(exchange)
+    found = rig.get(f"/v1/request/{exchange.id}")
+    assert (found["feedback_rating"], found["response_status"], found["total_tokens"]) == (True, 200, 120)
 
 
 def test_legacy_feedback(rig: Rig) -> None:
