@@ -44,14 +44,14 @@ def rating_of(fields: Fields) -> bool | None:
     return rating
 
 
-async def put_rating(call: Call, request_id: str, rating: bool | None) -> Response:
+async def put_rating(call: Call, request_id: str, rating: bool | None, body: Any = None) -> Response:
     def store(writer: Writer) -> None:
         if rating is None:
             writer.write([(FORGET_FEEDBACK, (request_id, "rating")), (FORGET_SCORE, (request_id, FEEDBACK_SCORE))])
         else:
             writer.add_feedback(request_id, rating)
 
-    return await said(call, request_id, store)
+    return await said(call, request_id, store, body=body)
 
 
 async def said(
@@ -108,8 +108,7 @@ async def legacy(call: Call) -> Response:
     request_id = fields.required_text("helicone-id", limit=MAX_NAME)
     name = fields.get("name")
     if name is None:
-        await put_rating(call, request_id, rating_of(fields))
-        return added(request_id)
+        return await put_rating(call, request_id, rating_of(fields), added(request_id))
     name = fields.required_text("name", limit=MAX_NAME)
     value, kind = named_value(fields)
 
@@ -117,14 +116,16 @@ async def legacy(call: Call) -> Response:
     old = await call.read(lambda conn: conn.execute(sql, (name,)).fetchone())
     if old is not None and old[0] != kind:
         raise ApiError(409, "Data type does not match the existing feedback metric.")
-    await said(call, request_id, lambda writer: writer.add_feedback(request_id, value, name))
-    return added(request_id)
+
+    def store(writer: Writer) -> None:
+        writer.add_feedback(request_id, value, name)
+
+    return await said(call, request_id, store, body=added(request_id))
 
 
-def added(request_id: str) -> Response:
+def added(request_id: str) -> dict[str, str | None]:
     """What Helicone's proxy hosts answer, inside the envelope of its API hosts."""
-    words = {"message": "Feedback added successfully.", "helicone_id": request_id}
-    return JSONResponse(words | {"data": None, "error": None})
+    return {"message": "Feedback added successfully.", "helicone_id": request_id, "data": None, "error": None}
 
 
 def named_value(fields: Fields) -> tuple[bool | float | str, str]:
