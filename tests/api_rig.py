@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,3 +109,34 @@ def log_body(**changes: Any) -> dict[str, Any]:
         },
     }
     return {**body, **changes}
+
+
+class Receiver:
+    """A webhook's destination on loopback; answers with `statuses`, then 200."""
+
+    def __init__(self, statuses: list[int]) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                self.send_response(statuses.pop(0) if statuses else 200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+                receiver.arrived.set()
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.arrived = threading.Event()
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?x=1"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()

@@ -20,6 +20,7 @@ from heliproxy.recorder import Recorder
 from heliproxy.secrets import install_secret
 from heliproxy.settings import Settings
 from heliproxy.store import Store
+from heliproxy.webhooks import Webhooks, open_webhooks
 
 if TYPE_CHECKING:
     import uvicorn
@@ -42,6 +43,11 @@ class LazyApp:
 
             self._app = create_app(self._addon)
         await self._app(scope, receive, send)
+
+    def close(self) -> None:
+        """Close what the app has kept open."""
+        if self._app is not None:
+            self._app.state.api.database.close()
 
 
 class ApiServer:
@@ -104,6 +110,7 @@ class Services:
         self.recorder: Recorder
         self.gates: Gates
         self.app: Any = None
+        self.webhooks: Webhooks
 
     async def start(self, addon: Heliproxy) -> None:
         """Open the database and the API port.
@@ -121,6 +128,9 @@ class Services:
         self.app = LazyApp(addon)
         if self.settings.api_port is not None:
             await self._start_api(self.settings.api_port)
+        origin = "http://{}:{}".format(*(self.api.address if self.api and self.api.address else ("127.0.0.1", 8585)))
+        self.webhooks = open_webhooks(home / DATABASE_NAME, secret, origin)
+        self.webhooks.attach(self.recorder)
 
     async def _start_api(self, port: int) -> None:
         self.api = ApiServer(self.app, "127.0.0.1", port)
@@ -134,7 +144,10 @@ class Services:
     async def stop(self) -> None:
         if self.api is not None:
             await self.api.stop()
-        await asyncio.get_running_loop().run_in_executor(None, self.recorder.close)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.recorder.close)
+        await loop.run_in_executor(None, self.webhooks.close)
+        self.app.close()
         self.gates.close()
 
 

@@ -36,6 +36,8 @@ MAX_WAITING = 10_000
 RETRY_DELAYS = (1.0, 4.0, 15.0)
 """Seconds before the second, third and fourth attempt."""
 TIMEOUT = 10.0
+LEAVE_SECONDS = 2.0
+"""How long the end waits for a delivery under way."""
 BODY_LIMIT = 64 * 1024
 """Characters of a body in one note; all of it is behind its link."""
 
@@ -164,6 +166,7 @@ class Webhooks:
     _queue: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(MAX_WAITING))
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _open: tuple[tuple[int, int], sqlite3.Connection] | None = None
 
     def attach(self, recorder: Recorder) -> None:
         """Start to listen; a second call does nothing."""
@@ -184,7 +187,9 @@ class Webhooks:
         self._stop.set()
         if self._thread is not None:
             self.rows_written([])
-            self._thread.join(TIMEOUT + 1)
+            self._thread.join(LEAVE_SECONDS)
+        else:
+            self._leave()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -194,20 +199,30 @@ class Webhooks:
                     self.deliver(ids)
             except Exception:
                 logger.exception("webhooks failed")
+                self._leave()
+        self._leave()
 
     def deliver(self, ids: list[str]) -> None:
         """Send what hooks want to know about these rows."""
+        conn = self._reader()
+        hooks = read_hooks(conn)
+        for request_id in ids if hooks else ():
+            self._deliver_one(conn, hooks, request_id)
+
+    def _reader(self) -> sqlite3.Connection:
+        """A connection that is kept: most rows are nobody's business, and opening one costs more than to see that."""
         from heliproxy.store import open_reader
 
-        conn = open_reader(self.path)
-        try:
-            hooks = read_hooks(conn)
-            if not hooks:
-                return
-            for request_id in ids:
-                self._deliver_one(conn, hooks, request_id)
-        finally:
-            conn.close()
+        info = self.path.stat()
+        if self._open is None or self._open[0] != (info.st_dev, info.st_ino):
+            self._leave()
+            self._open = (info.st_dev, info.st_ino), open_reader(self.path)
+        return self._open[1]
+
+    def _leave(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
     def _deliver_one(self, conn: sqlite3.Connection, hooks: list[Hook], request_id: str) -> None:
         from heliproxy.queries import request_detail

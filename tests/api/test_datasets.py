@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from api_rig import Rig, log_body
+from api_rig import Receiver, Rig, log_body
 from heliproxy.bodies import Body
+from heliproxy.serve import ProxyThread
+from heliproxy.settings import Settings
 from heliproxy.webhooks import Hook, Webhooks, check_destination, hook_of
 
 
@@ -50,37 +52,6 @@ def test_models_come_from_our_price_data(rig: Rig) -> None:
     assert "gpt-4o-mini" in [one["id"] for one in listed["data"]]
     costs = rig.client.get("/api/llm-costs?provider=openai&model=gpt-4o-mini&operator=equals").json()["data"]
     assert (costs[0]["input_cost_per_1m"], costs[0]["output_cost_per_1m"]) == (0.15, 0.6)
-
-
-class Receiver:
-    """A webhook's destination on loopback; answers with `statuses`, then 200."""
-
-    def __init__(self, statuses: list[int]) -> None:
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                self.send_response(statuses.pop(0) if statuses else 200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-                receiver.arrived.set()
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.arrived = threading.Event()
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?x=1"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 def test_webhooks_are_signed_and_delivered_after_the_row(rig: Rig) -> None:
@@ -157,3 +128,20 @@ def test_destinations_are_http(rig: Rig, url: str) -> None:
     with pytest.raises(ValueError):
         check_destination(url)
     assert "'destination'" in rig.error("/v1/webhooks", {"destination": url, "config": {}})
+
+
+def test_a_running_proxy_tells_its_webhooks(tmp_path: Path) -> None:
+    receiver = Receiver([])
+    try:
+        with (
+            ProxyThread(Settings(home=tmp_path / "home", port=0, api_port=0)) as proxy,
+            httpx.Client(base_url=f"http://127.0.0.1:{proxy.api_port}", trust_env=False, timeout=20) as client,
+        ):
+            client.post("/v1/webhooks", json={"destination": receiver.url, "config": {}}).raise_for_status()
+            answer = client.post("/oai/v1/log", json=log_body())
+            assert receiver.arrived.wait(10)
+            note = json.loads(receiver.got[0][1])
+            assert note["request_id"] == answer.headers["helicone-id"]
+            assert client.get(note["request_response_url"]).json()["request"]["model"] == "gpt-4o-mini"
+    finally:
+        receiver.close()
