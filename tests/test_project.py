@@ -54,4 +54,4 @@ def test_script_for_mitmproxy_gives_it_the_addon(script):
     code = "import runpy, sys; print([type(a).__name__ for a in runpy.run_path(sys.argv[1])['addons']])"
     command = [sys.executable, "-W", "ignore", "-c", code, str(ROOT / script)]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "addon")
-    assert shown.stdout == "['Heliproxy']\n", shown.stderr
+    assert shown.stdout == "['Heliproxy', 'FlowTools']\n", shown.stderr

@@ -207,11 +207,6 @@ class Heliproxy:
         self._retries_off = attempts.available()
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)
-        if ctx.master.addons.get("view") is not None and ctx.master.addons.get("heliproxy-flows") is None:
-            # mitmweb or the console: somebody looks at flows.
-            from heliproxy.contentview import FlowTools
-
-            ctx.master.addons.add(FlowTools())
         services = self._open_services(self.settings)
         try:
             await services.start(self)

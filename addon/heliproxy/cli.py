@@ -34,6 +34,10 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "show": Entry("reports_cli:show", "Show one request with everything known about it."),
         "tail": Entry("reports_cli:tail", "Follow requests as they are logged."),
         "sessions": Entry("reports_cli:sessions", "List sessions, or show one as a tree."),
+        "statusline": Entry("terminal_cli:statusline_command", "Print what was spent on one line, for a status bar."),
+        "open": Entry("terminal_cli:open_command", "Open the dashboard, or one request in it, in the browser."),
+        "export": Entry("exports_cli:export", "Write requests to a file, or send them to an OTLP collector."),
+        "import": Entry("exports_cli:import_command", "Read requests from an export into the database."),
     },
     "Policies and prices": {
         "cache": Entry("policies_cli:cache", "Show or clear cached answers."),
