@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SECONDS = 60
+SECONDS = 120
 
 
 def went(argv):
