@@ -317,7 +317,7 @@ class Heliproxy:
             return
         destination, directives = found
         route = destination.route
-        if not route.inference and not _is_policed(destination, directives):
+        if not (route.inference or route.batch or _is_policed(destination, directives)):
             self.passing[flow.id] = destination
             if destination.kind == "api":
                 flow.request.headers.fields = fields  # `Helicone-*` headers say what a log sent to us is about

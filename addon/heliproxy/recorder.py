@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from heliproxy import batches
 from heliproxy.exchange import Exchange, Outcome
 from heliproxy.record import Pricing, Sink, build_record
 from heliproxy.store import Record, Writer
@@ -215,6 +216,9 @@ class Recorder:
             return
         if exchange.logged:
             self._add(record)
+        elif exchange.route.batch and outcome.status == 200:
+            for result in batches.results(exchange):
+                self._record(result)
         for act in exchange.after:
             self._act(act, exchange, outcome)
 

@@ -494,3 +494,23 @@ def test_snippets_of_helicones_documentation_run_unchanged_under_run(home: Path,
     rows = conn.execute("SELECT provider, count(*), count(cost_usd) FROM requests GROUP BY 1 ORDER BY 1").fetchall()
     conn.close()
     assert rows == [("anthropic", 5, 5), ("openai", 5, 5)]
+
+
+def test_results_of_a_batch_are_calls_at_half_the_price(home: Path) -> None:
+    lines = [
+        {"custom_id": "one", "result": {"type": "succeeded", "message": message_answer(service_tier="batch")}},
+        {"custom_id": "two", "result": {"type": "errored", "error": {"type": "error", "error": {"type": "api_error"}}}},
+        {"custom_id": "three", "result": {"type": "expired"}},
+    ]
+    body = b"\n".join(json.dumps(line).encode() for line in lines)
+    headers = [("content-type", "application/x-jsonl")]
+    url = "https://api.anthropic.com/v1/messages/batches/msgbatch_1/results"
+    with Upstream(lambda asked: Answer(200, body, headers)) as up, running(home, up) as run, run.client() as client:
+        for _ in range(2):
+            assert client.get(url).content == body
+        first, second = sorted(run.wait_rows(2), key=lambda row: row["status"])
+        assert len(run.rows()) == 2
+    assert (first["input_tokens"], first["output_tokens"], first["status"]) == (25, 9, 200)
+    # claude-opus-4-8 in batches: $2.50 / $12.50 per million tokens
+    assert first["cost_usd"] == pytest.approx((25 * 2.5 + 9 * 12.5) / 1e6, rel=1e-9)
+    assert (second["status"], second["cost_usd"]) == (500, None)
