@@ -100,6 +100,17 @@ def _cut(digits: int, rest: str) -> Callable[[Any], Any]:
     return lambda text: f"{text[:digits]}{rest}" if isinstance(text, str) and len(text) >= digits else None
 
 
+def lock(conn: sqlite3.Connection, deadline: float) -> None:
+    """Let this connection do nothing but read our tables, until `deadline` (monotonic seconds)."""
+    conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+    conn.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    add_functions(conn)
+    for table in VALUES:  # connected now, since that is more than reading
+        conn.execute(f"SELECT 1 FROM {table}('[]')").fetchall()
+    conn.set_authorizer(authorize)
+    conn.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
+
+
 def run(api: Api, sql: str) -> tuple[list[str], list[tuple[Any, ...]], int]:
     """Run one query on a connection of its own: (column names, rows, bytes). Raises SqlError."""
     if len(sql) > MAX_SQL:
@@ -112,13 +123,7 @@ def run(api: Api, sql: str) -> tuple[list[str], list[tuple[Any, ...]], int]:
         raise ApiError(503, f"the database cannot be read: {e}") from e
     deadline = time.monotonic() + SECONDS
     try:
-        conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
-        conn.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        add_functions(conn)
-        for table in VALUES:  # connected now, since that is more than reading
-            conn.execute(f"SELECT 1 FROM {table}('[]')").fetchall()
-        conn.set_authorizer(authorize)
-        conn.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
+        lock(conn, deadline)
         cursor = conn.execute(clickhouse_words(sql).strip().rstrip(";"))
         if cursor.description is None:
             raise SqlError("NOT_ALLOWED", "only SELECT is allowed")

@@ -39,7 +39,7 @@ GET: tuple[tuple[str, Handler], ...] = (
     ("/properties", groups.properties),
     ("/cache", cachepage.cache),
     ("/limits", limits.limits),
-    ("/sql", sql.sql),
+    ("/sql", sql.sql_page),
     ("/welcome", welcome.welcome),
     ("/login", login.form),
 )

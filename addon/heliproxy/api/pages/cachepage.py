@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from datetime import datetime
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from heliproxy import queries, queries_pages
+from heliproxy import queries_pages
 from heliproxy.api.pages.context import Pages
-from heliproxy.api.pages.overview import charts
+from heliproxy.api.pages.figures import charts, scan
 from heliproxy.api.pages.render import HEADERS, page
-from heliproxy.api.pages.window import kept_params, read_filters, read_window
+from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
 from heliproxy.policy_store import CacheStore
+from heliproxy.queries import Filters
 
 logger = logging.getLogger(__name__)
 
@@ -22,26 +24,33 @@ logger = logging.getLogger(__name__)
 def cache(pages: Pages, request: Request) -> Response:
     params = request.query_params
     now = pages.now()
-    window = read_window(params, now, pages.zone, default="30d")
+    window = read_window(params, now, pages.zone)
     filters = window.filters(read_filters(params)[0])
     with pages.connection() as conn:
-        costs = queries.costs(conn, ("model",), filters, zone=pages.zone, sort="saved")
-        entries = queries_pages.top_cached(conn, filters)
-        saved_ms = queries_pages.saved_time(conn, filters)
-        plots = charts(conn, window, filters, "model", now, pages)
+        key = ("cache", window.key, chosen(filters))
+        found = pages.kept.get(key, lambda: compute(conn, window, filters, now, pages))
     return page(
         request,
         "cache.html",
         window=window,
         params=kept_params(params),
-        total=costs.total,
-        models=[line for line in costs.lines if line.hits][:20],
-        entries=entries,
-        saved_ms=saved_ms,
         stats=stats(pages),
-        plots=plots,
         zone=pages.zone,
+        **found,
     )
+
+
+def compute(conn: sqlite3.Connection, window: Window, filters: Filters, now: datetime, pages: Pages) -> dict[str, Any]:
+    """Everything that needs a look at every row of the window."""
+    cells = scan(conn, window, filters, ("model",), now, pages.zone)
+    costs = cells.costs("model", "saved")
+    return {
+        "total": costs.total,
+        "models": [line for line in costs.lines if line.hits][:20],
+        "entries": queries_pages.top_cached(conn, filters),
+        "saved_ms": queries_pages.saved_time(conn, filters),
+        "plots": charts(cells, "model", pages.zone),
+    }
 
 
 def stats(pages: Pages) -> dict[str, Any] | None:

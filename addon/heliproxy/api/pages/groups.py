@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from datetime import datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -9,10 +11,10 @@ from starlette.responses import Response
 
 from heliproxy import queries, queries_pages
 from heliproxy.api.pages.context import Pages
-from heliproxy.api.pages.overview import charts, group_name, group_url, line_values
+from heliproxy.api.pages.figures import charts, group_name, group_url, line_values, scan
 from heliproxy.api.pages.render import page
-from heliproxy.api.pages.window import Window, kept_params, read_filters, read_window
-from heliproxy.queries import Costs
+from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
+from heliproxy.queries import Costs, Filters
 
 SHOWN = 200
 
@@ -20,12 +22,13 @@ SHOWN = 200
 def users(pages: Pages, request: Request) -> Response:
     params = request.query_params
     now = pages.now()
-    window = read_window(params, now, pages.zone, default="30d")
+    window = read_window(params, now, pages.zone)
     filters = window.filters(read_filters(params)[0])
     with pages.connection() as conn:
-        costs = queries.costs(conn, ("user",), filters, zone=pages.zone, sort=_sort(params.get("sort")))
-        seen = queries_pages.seen_times(conn, filters)
-        plots = charts(conn, window, filters, "user", now, pages)
+        sort = _sort(params.get("sort"))
+        costs, plots = grouped(pages, conn, window, filters, "user", sort, now)
+        key = ("seen", window.key, chosen(filters))
+        seen = pages.kept.get(key, lambda: queries_pages.seen_times(conn, filters))
     rows = [row | {"seen": seen.get(row["key"][0] or "")} for row in values("user", costs, window)]
     return page(
         request,
@@ -50,7 +53,7 @@ def users(pages: Pages, request: Request) -> Response:
 def properties(pages: Pages, request: Request) -> Response:
     params = request.query_params
     now = pages.now()
-    window = read_window(params, now, pages.zone, default="30d")
+    window = read_window(params, now, pages.zone)
     filters = window.filters(read_filters(params)[0])
     with pages.connection() as conn:
         keys = queries_pages.property_keys(conn, filters)
@@ -58,9 +61,8 @@ def properties(pages: Pages, request: Request) -> Response:
         costs = Costs((), [], queries.Line(()), 0)
         plots: dict[str, Any] = {}
         if key:
-            group = f"property:{key}"
-            costs = queries.costs(conn, (group,), filters, zone=pages.zone, sort=_sort(params.get("sort")))
-            plots = charts(conn, window, filters, group, now, pages)
+            sort = _sort(params.get("sort"))
+            costs, plots = grouped(pages, conn, window, filters, f"property:{key}", sort, now)
     return page(
         request,
         "groups.html",
@@ -79,6 +81,26 @@ def properties(pages: Pages, request: Request) -> Response:
         zone=pages.zone,
         hint="Set headers such as Helicone-Property-Environment: production; each becomes a column.",
     )
+
+
+def grouped(
+    pages: Pages,
+    conn: sqlite3.Connection,
+    window: Window,
+    filters: Filters,
+    group: str,
+    sort: str | None,
+    now: datetime,
+) -> tuple[Costs, dict[str, Any]]:
+    """The report and the plots by one group."""
+
+    def compute() -> tuple[Costs, dict[str, Any]]:
+        cells = scan(conn, window, filters, (group,), now, pages.zone)
+        return cells.costs(group, sort), charts(cells, group, pages.zone)
+
+    key = ("groups", window.key, chosen(filters), group, sort)
+    found: tuple[Costs, dict[str, Any]] = pages.kept.get(key, compute)
+    return found
 
 
 def _sort(name: str | None) -> str | None:

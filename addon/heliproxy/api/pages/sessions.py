@@ -24,7 +24,7 @@ LANES = 400
 
 def sessions(pages: Pages, request: Request) -> Response:
     params = request.query_params
-    window = read_window(params, pages.now(), pages.zone, default="30d")
+    window = read_window(params, pages.now(), pages.zone)
     filters, _ = read_filters(params)
     text = params.get("q", "").strip()[:200]
     start = int(params["offset"]) if params.get("offset", "").isascii() and params.get("offset", "").isdigit() else 0

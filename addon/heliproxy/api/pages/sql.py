@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from heliproxy.api import sql
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import page
 
@@ -55,12 +56,6 @@ GROUP BY 1 ORDER BY 3 DESC""",
     ),
 )
 
-# What a question may do. Reading is all a read-only connection can; these also keep it to this one file.
-ALLOWED = frozenset(
-    {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, getattr(sqlite3, "SQLITE_RECURSIVE", 33)}
-)
-REFUSED_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"})
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -75,30 +70,22 @@ class Answer:
 
 
 def ask(conn: sqlite3.Connection, question: str, limit: int = ROWS, seconds: float = SECONDS) -> Answer:
-    """Run one SELECT within limits of rows and time. Never raises for what the question says."""
+    """Run one SELECT, by the rules of Helicone's SQL, within limits of rows and time. Never raises for what it says.
+
+    The connection is no use for anything else afterwards.
+    """
     started = time.monotonic()
     deadline = started + seconds
-    conn.set_authorizer(_authorize)
-    conn.set_progress_handler(lambda: int(time.monotonic() > deadline), 20_000)
-    conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50 << 20)
     try:
-        cursor = conn.execute(question)
+        sql.lock(conn, deadline)
+        cursor = conn.execute(sql.clickhouse_words(question).strip().rstrip(";"))
         rows = cursor.fetchmany(limit + 1)
     except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError) as e:
         late = time.monotonic() > deadline
         return Answer(error=f"stopped after {seconds:g} s" if late else str(e) or type(e).__name__)
-    finally:
-        conn.set_progress_handler(None, 0)
-        conn.set_authorizer(None)
     columns = tuple(column[0] for column in cursor.description or ())
     shown = tuple(tuple(map(_cell, row)) for row in rows[:limit])
     return Answer(columns, shown, len(rows) > limit, time.monotonic() - started)
-
-
-def _authorize(action: int, _: str | None, name: str | None, *_rest: Any) -> int:
-    if action == sqlite3.SQLITE_FUNCTION and (name or "").lower() in REFUSED_FUNCTIONS:
-        return sqlite3.SQLITE_DENY
-    return sqlite3.SQLITE_OK if action in ALLOWED else sqlite3.SQLITE_DENY
 
 
 def _cell(value: Any) -> Any:
@@ -108,15 +95,8 @@ def _cell(value: Any) -> Any:
 
 
 def schema(conn: sqlite3.Connection) -> list[tuple[str, list[str]]]:
-    """Tables and views with their columns."""
-    names = [
-        name
-        for (name,) in conn.execute(
-            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY type, name"
-        )
-        if not name.startswith(("sqlite_", "_"))
-    ]
-    return [(name, [row[1] for row in conn.execute(f'PRAGMA table_info("{name}")')]) for name in names]
+    """The tables and views that may be read, with their columns."""
+    return [(name, [row[1] for row in conn.execute(f'PRAGMA table_info("{name}")')]) for name in sorted(sql.TABLES)]
 
 
 def plot(answer: Answer) -> dict[str, Any] | None:
@@ -146,11 +126,11 @@ def plot(answer: Answer) -> dict[str, Any] | None:
     }
 
 
-def sql(pages: Pages, request: Request) -> Response:
+def sql_page(pages: Pages, request: Request) -> Response:
     question = request.query_params.get("q", "").strip()[:LENGTH]
     with pages.connection() as conn:
-        answer = ask(conn, question) if question else None
         tables = schema(conn)
+        answer = ask(conn, question) if question else None
     return page(
         request,
         "sql.html",

@@ -44,6 +44,11 @@ class Window:
     def filters(self, other: Filters | None = None) -> Filters:
         return replace(other or Filters(), since=self.since, until=self.until)
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells two windows apart; those that move with the time are one."""
+        return (self.name, self.since_text, self.until_text, self.since if self.name == "today" else None)
+
     def unit(self, first: datetime | None, now: datetime) -> str:
         """The width of the chart's steps; `first` is when the first request began."""
         start = max(filter(None, (self.since, first)), default=now)
@@ -104,6 +109,11 @@ def _is_status(value: str, problems: list[str]) -> bool:
         problems.append(str(e))
         return False
     return True
+
+
+def chosen(filters: Filters) -> tuple[Any, ...]:
+    """What tells two sets of filters apart, time left out."""
+    return tuple(getattr(filters, name) for name in Filters.__slots__ if name not in ("since", "until"))
 
 
 def kept_params(params: QueryParams) -> dict[str, Any]:
