@@ -93,6 +93,11 @@ class ApiServer:
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0.005)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the port is being closed; streams of live events then end by themselves."""
+        return self._server is not None and self._server.should_exit
+
     async def stop(self) -> None:
         if self._server is not None and self._task is not None:
             self._server.should_exit = True
