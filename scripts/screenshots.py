@@ -2,7 +2,7 @@
 # ruff: noqa: E402 - a script finds the package beside it before it imports it
 """Take the README's pictures again: sample calls are made up, served, and looked at in Debian's Chromium.
 
-scripts/screenshots.py docs/screenshots
+scripts/screenshots.py scripts/pictures
 """
 
 from __future__ import annotations
