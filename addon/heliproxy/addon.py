@@ -155,6 +155,9 @@ class Heliproxy:
             loader.add_option(name, kind, default, text)
 
     def configure(self, updated: set[str]) -> None:
+        if not ctx.options.listen_host:
+            # mitmproxy's own default is every interface; this proxy sees keys, and its gateway lends ours.
+            ctx.options.update(listen_host="127.0.0.1")
         if not any(name.startswith("heliproxy_") for name in updated):
             return
         self.settings = self._read_options()
@@ -322,6 +325,7 @@ class Heliproxy:
             if destination.kind == "api":
                 flow.request.headers.fields = fields  # `Helicone-*` headers say what a log sent to us is about
             if destination.kind == "provider":
+                self.seen[route.provider] += 1
                 self._send_to(flow.request, destination)
                 flow.request.stream = "upgrade" not in flow.request.headers
             return
@@ -428,6 +432,8 @@ class Heliproxy:
         try:
             if destination.answer is not None:
                 flow.response = flows.response_of(destination.answer)
+                flow.response.headers.setdefault("Helicone-Id", new_request_id(int(time.time() * 1000)))
+                flow.response.headers.setdefault("Helicone-Status", "success")
             elif self.services is not None:
                 flow.response = await flows.ask_app(self.services.app, flow.request, destination.path)
         except Exception as e:

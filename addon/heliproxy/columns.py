@@ -71,7 +71,8 @@ REQUESTS: Mapping[str, str] = {
     "warning": "What had no effect, or not the effect expected, in sentences. Also sent as `Heliproxy-Warning`.",
     "parse_error": "Why a body could not be read. The client got it unchanged all the same.",
     "truncated": "1: a stored body was cut, see the limits.",
-    "incomplete": "1: the row was written before the call ended, and will be replaced.",
+    "incomplete": "1: opened by feedback, a score or a property while the call was still running; "
+    "the call's end replaces it.",
     "preview": "The beginning of the last user message.",
     "answer_preview": "The beginning of the answer.",
     "size_request": "Bytes of the request body as received.",

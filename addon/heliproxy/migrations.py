@@ -253,6 +253,10 @@ def check_readable(conn: sqlite3.Connection) -> None:
     """Raise SchemaError unless the reports can read this file as it is. For readers, which never migrate."""
     applied = applied_steps(conn)
     check_not_newer(applied)
+    if not applied:
+        raise SchemaError(
+            "the database has no tables; if it is a copy of one in use, copy the file ending in -wal beside it as well"
+        )
     if not applied >= NEEDED_TO_READ:
         raise SchemaError("the database has an older schema; run `heliproxy serve` once to bring it up to date")
 

@@ -187,5 +187,6 @@ def _print(states: list[BudgetState], as_json: bool, nothing: str = "no budgets"
     for state in states:
         kind = state.budget
         whom = f" {state.value}" if state.value else ""
+        amount = f"{kind.amount_usd:.2f}" if kind.amount_usd * 100 % 1 == 0 else f"{kind.amount_usd:g}"
         mark = f"  USED UP ({kind.action})" if state.over else ""
-        click.echo(f"{kind.name}{whom}: {state.spent_usd:.4f} of {kind.amount_usd:.2f} USD{mark}")
+        click.echo(f"{kind.name}{whom}: {state.spent_usd:.4f} of {amount} USD{mark}")

@@ -177,7 +177,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         "stream": int(ask.stream or is_stream_type(response_headers.get("content-type", ""))),
         "cache": exchange.cache,
         "cache_reference_id": exchange.cache_reference_id,
-        "attempts": len(exchange.attempts) or (0 if exchange.answered_here else 1),
+        "attempts": len(exchange.attempts) or (0 if exchange.answered_here or exchange.answer_reason == "mock" else 1),
         "attempts_json": _attempts_json(exchange),
         "fallback_index": exchange.fallback_index,
         "run_id": exchange.run_id,
@@ -365,7 +365,10 @@ def _price(
 ) -> Usage | None:
     """Fill in usage and cost; returns the usage the row was priced by."""
     usage, source, lower_bound = reply.usage, "none", 0
-    billable = exchange.status is not None and is_success(exchange.status) and not exchange.answered_here
+    mock = exchange.answer_reason == "mock"
+    billable = exchange.status is not None and is_success(exchange.status) and not exchange.answered_here and not mock
+    if mock:
+        row.update(cost_usd=0.0, cost_source="mock")
     cut = not reply.complete and reply.error is None
     if usage is not None and not cut and usage.input_tokens is not None:
         source = "provider"
@@ -394,6 +397,8 @@ def _price(
         input_image_tokens=usage.input_image_tokens,
         output_image_tokens=usage.output_image_tokens,
     )
+    if mock:
+        return usage
     if reply.cost_usd is not None:
         row.update(cost_usd=reply.cost_usd, cost_source="provider")
         return usage

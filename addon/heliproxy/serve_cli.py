@@ -29,6 +29,10 @@ def serve_command(settings: Any) -> None:
         asyncio.run(serve(settings, _say_ready))
     except StartError as e:
         raise click.ClickException(str(e)) from e
+    except OSError as e:
+        raise click.ClickException(
+            f"cannot use {settings.home}: {e}; name another folder with --home or HELIPROXY_HOME"
+        ) from e
 
 
 @click.command("web", context_settings={"ignore_unknown_options": True})

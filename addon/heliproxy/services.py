@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sqlite3
 import ssl
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
 from heliproxy.secrets import install_secret
 from heliproxy.settings import Settings
-from heliproxy.store import Store
+from heliproxy.store import Store, settle
 from heliproxy.webhooks import Webhooks, open_webhooks
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class Services:
         await loop.run_in_executor(None, self.webhooks.close)
         self.app.close()
         self.gates.close()
+        with contextlib.suppress(sqlite3.Error):
+            await loop.run_in_executor(None, settle, self.settings.home / DATABASE_NAME)
 
 
 def open_services(settings: Settings) -> Services:

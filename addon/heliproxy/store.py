@@ -155,6 +155,18 @@ def open_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:
     return conn
 
 
+def settle(path: Path) -> None:
+    """Bring everything committed into the file itself, so that it can be copied alone. For when all else is closed.
+
+    Does nothing when another process is using the file. Raises sqlite3.Error.
+    """
+    conn = sqlite3.connect(path, isolation_level=None, timeout=0.2)
+    try:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        conn.close()
+
+
 def primary_code(error: BaseException) -> int:
     """The SQLite result code without its extension; -1 when there is none."""
     code = getattr(error, "sqlite_errorcode", None)

@@ -254,3 +254,30 @@ def test_files_of_home_are_for_the_user_alone(home: Path) -> None:
     assert [str(p) for p in open_to_others if "bundles" not in p.parts and "ca" not in p.parts] == []
     assert home.stat().st_mode & 0o777 == 0o700
     assert (home / "ca" / "mitmproxy-ca.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_file_is_whole_once_the_proxy_has_stopped(home: Path) -> None:
+    with Upstream(answer) as up, serve(home, up) as (running, proxy, api):
+        with client_of(proxy, home / "ca" / "mitmproxy-ca-cert.pem") as client:
+            client.post(URL, json=CHAT)
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{api}/requests", timeout=10).close()
+        stop(running)
+    copy = home.parent / "copy.db"
+    copy.write_bytes((home / "heliproxy.db").read_bytes())
+    conn = sqlite3.connect(copy)
+    assert conn.execute("SELECT count(*) FROM requests").fetchone() == (1,)
+    conn.close()
+
+
+def test_home_that_cannot_be_used_is_said_in_a_line(home: Path) -> None:
+    home.parent.joinpath("file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "heliproxy", "serve", "--home", str(home.parent / "file" / "home"), "--port", "0"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert "HELIPROXY_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
