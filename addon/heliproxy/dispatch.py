@@ -65,17 +65,21 @@ class DirectDispatch(AddonManager):
             await self.trigger_event(hooks.UpdateHook([message]))
 
     async def trigger_event(self, event: hooks.Hook) -> None:
+        arguments = event.args()
         for addon, handler in self._handlers(event):
             try:
-                with safecall():
-                    if handler is not None:
-                        result = handler(*event.args())
-                        if result is not None and inspect.isawaitable(result):
-                            await result
-                    else:
-                        await self._walk(addon, event)
+                if handler is not None:
+                    result = handler(*arguments)
+                    if result is not None and inspect.isawaitable(result):
+                        await result
+                else:
+                    await self._walk(addon, event)
             except exceptions.AddonHalt:
                 return
+            except Exception:
+                # mitmproxy's own guard decides what is logged; entering it for every call costs, so only for these.
+                with safecall():
+                    raise
 
     async def _walk(self, addon: Any, event: hooks.Hook) -> None:
         name = event.name
