@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from heliproxy import service
 
-TRICKY = ["/opt/a b/heliproxy", "serve", "--default-header", 'Helicone-Property-X: 50% "of" $HOME\\']
+TRICKY = ["/srv/a b/heliproxy", "serve", "--default-header", 'Helicone-Property-X: 50% "of" $HOME\\']
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_unit_starts_serve_with_the_arguments_given():
 def test_words_reach_systemd_unchanged():
     line = next(li for li in service.unit(TRICKY, {}).splitlines() if li.startswith("ExecStart="))
     assert line == (
-        'ExecStart="/opt/a b/heliproxy" serve --default-header "Helicone-Property-X: 50%% \\"of\\" $$HOME\\\\"'
+        'ExecStart="/srv/a b/heliproxy" serve --default-header "Helicone-Property-X: 50%% \\"of\\" $$HOME\\\\"'
     )
 
 
