@@ -404,7 +404,7 @@ class Heliproxy:
             answer = exception_answer(f"{type(e).__name__}: {e}")
         if answer is not None:
             self._answer(flow, exchange, answer)
-        elif self._retries_off is None and flow.id not in self.passing and vars(flow).get("_heliproxy_plan") is None:
+        elif self._retries_off is None and flow.id not in self.passing and attempts.plan_of(flow) is None:
             attempts.use(flow, self._plan(exchange))
 
     async def _decide(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination) -> Answer | Hit | None:
@@ -512,8 +512,8 @@ class Heliproxy:
             self._open_socket(flow, exchange)
             return
         if exchange.attempts and not exchange.last_noted:
-            plan = vars(flow).get("_heliproxy_plan")
-            if plan is not None:
+            plan = attempts.plan_of(flow)
+            if isinstance(plan, CallPlan):
                 plan.succeeded(flow, response.status_code)
         self._add_headers(response, exchange)
         if not exchange.answered_here and self._is_streamed(response):

@@ -131,6 +131,12 @@ def use(flow: http.HTTPFlow, plan: Plan | None) -> None:
         setattr(flow, _PLAN, plan)
 
 
+def plan_of(flow: http.HTTPFlow) -> Plan | None:
+    """The plan that `use` gave the flow."""
+    plan: Plan | None = vars(flow).get(_PLAN)
+    return plan
+
+
 def ended_by(flow: http.HTTPFlow) -> str | None:
     """Who broke a flow off, "client" or "upstream"; None while nobody did. mitmproxy's message alone does not tell:
     over HTTP/2 both sides' resets read "stream reset by client"."""
@@ -435,7 +441,7 @@ class RetryStream(HttpStream):
     # Asking, and what follows.
 
     def _plan(self) -> Plan | None:
-        plan: Plan | None = vars(self.flow).get(_PLAN)
+        plan = plan_of(self.flow)
         if plan is None or self.flow.request.stream or "upgrade" in self.flow.request.headers:
             return None
         return plan

@@ -97,7 +97,7 @@ class CallPlan:
     async def failed(self, flow: http.HTTPFlow, outcome: Outcome) -> bool:
         status = self.peeked_status or outcome.status
         self.peeked_status = None
-        self._note(flow, status, outcome)
+        self._note(flow, status, outcome.error)
         header = outcome.headers.get("retry-after") if outcome.headers is not None else None
         if self.retrying:
             wait = self.backoff.next_delay(status, retry.retry_after_s(header, datetime.now(UTC)))
@@ -134,25 +134,16 @@ class CallPlan:
             await self.sleep(seconds)
         self.began = time.perf_counter()
 
-    def _note(self, flow: http.HTTPFlow, status: int | None, outcome: Outcome) -> None:
-        self.exchange.attempts.append(
-            Attempt(
-                target=target_of(flow.request),
-                status=status,
-                error=outcome.error,
-                duration_ms=(time.perf_counter() - self.began) * 1000,
-                fallback_index=self.index if self.choices else None,
-                delay_ms=self.delay_s * 1000,
-            )
-        )
-
     def succeeded(self, flow: http.HTTPFlow, status: int) -> None:
         """Note the call whose answer is passed on."""
+        self._note(flow, status, None)
+
+    def _note(self, flow: http.HTTPFlow, status: int | None, error: str | None) -> None:
         self.exchange.attempts.append(
             Attempt(
                 target=target_of(flow.request),
                 status=status,
-                error=None,
+                error=error,
                 duration_ms=(time.perf_counter() - self.began) * 1000,
                 fallback_index=self.index if self.choices else None,
                 delay_ms=self.delay_s * 1000,
