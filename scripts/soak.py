@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Show that memory stays bounded and no row is lost: many requests, or one WebSocket that lives long.
+"""Show that memory stays bounded and no row is lost: many requests, one WebSocket that lives long, or hours of both.
 
     .venv/bin/python scripts/soak.py --requests 10000
     .venv/bin/python scripts/soak.py --responses 2000
+    .venv/bin/python scripts/soak.py --minutes 120 --rate 50
 
 Runs `heliproxy serve` and a fake upstream as processes of their own and reads the proxy's resident memory (Linux) on
 the way. The socket is used as Codex uses it: a warm-up, one `response.create` of 68 KB, then one per tool result, each
 answered in some 35 messages. Ends with status 1 when rows are missing, or memory grew by 20 MiB or more after the
-first tenth.
+first tenth. With `--minutes` every other request is streamed, and what counts is the slope of memory after the first
+quarter: it must stay under 1 MiB an hour.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import json
 import re
 import sqlite3
 import ssl
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
@@ -32,9 +35,15 @@ from websockets.sync.client import connect
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = ROOT / "tests" / "integration" / "agents" / "fake_llm.py"
 HOST = "api.openai.com"
+CHAT = "/v1/chat/completions"
+QUESTION = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-fake"}
 LIMIT_MIB = 20
+SLOPE_MIB_PER_HOUR = 1.0
 CLIENTS = 8
+STEADY_CLIENTS = 32
 SAMPLES = 10
+SECONDS_PER_SAMPLE = 30.0
 
 
 @contextmanager
@@ -79,8 +88,8 @@ def count_rows(home: Path, wanted: int) -> int:
 def send_requests(proxy: str, trust: ssl.SSLContext, number: int) -> None:
     """Ask `number` small questions over a few keep-alive connections."""
     host, port = proxy.removeprefix("http://").split(":")
-    body = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}).encode()
-    headers = {"content-type": "application/json", "authorization": "Bearer sk-fake"}
+    body = json.dumps(QUESTION).encode()
+    headers = HEADERS
     failures: list[str] = []
 
     def client(share: int) -> None:
@@ -88,7 +97,7 @@ def send_requests(proxy: str, trust: ssl.SSLContext, number: int) -> None:
         connection.set_tunnel(HOST, 443)
         try:
             for _ in range(share):
-                connection.request("POST", "/v1/chat/completions", body, headers)
+                connection.request("POST", CHAT, body, headers)
                 answer = connection.getresponse().read()
                 if b"Hello there!" not in answer:
                     failures.append(f"unexpected answer: {answer[:200]!r}")
@@ -106,6 +115,52 @@ def send_requests(proxy: str, trust: ssl.SSLContext, number: int) -> None:
         thread.join()
     if failures:
         raise SystemExit(f"failed: {failures[0]}")
+
+
+def send_steadily(proxy: str, trust: ssl.SSLContext, total: int, rate: float, sample: Callable[[], None]) -> None:
+    """Ask `total` questions, `rate` of them a second, every other one streamed, and take a sample now and then.
+
+    The fake ends each streamed answer with its connection, so new connections are made all the time.
+    """
+    host, port = proxy.removeprefix("http://").split(":")
+    numbers, lock, started = iter(range(total)), threading.Lock(), time.monotonic()
+    failures: list[str] = []
+
+    def client() -> None:
+        connection = HTTPSConnection(host, int(port), context=trust, timeout=60)
+        connection.set_tunnel(HOST, 443)
+        while not failures:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                break
+            time.sleep(max(0.0, started + number / rate - time.monotonic()))
+            body = json.dumps({**QUESTION, "stream": True} if number % 2 else QUESTION).encode()
+            try:
+                connection.request("POST", CHAT, body, HEADERS)
+                answer = connection.getresponse().read()
+            except (OSError, HTTPException) as e:
+                failures.append(f"request {number}: {type(e).__name__}: {e}")
+                break
+            if (b"[DONE]" if number % 2 else b"Hello there!") not in answer:
+                failures.append(f"request {number}: unexpected answer: {answer[:200]!r}")
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(STEADY_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        next(t for t in threads if t.is_alive()).join(SECONDS_PER_SAMPLE)
+        sample()
+    if failures:
+        raise SystemExit(f"failed: {failures[0]}")
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the straight line through the points after the first quarter of them (least squares), in y for each x."""
+    late = points[len(points) // 4 :]
+    line = statistics.linear_regression([x for x, _ in late], [y for _, y in late])
+    return line.slope
 
 
 @contextmanager
@@ -142,8 +197,10 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--requests", type=int, help="small HTTP requests over a few connections")
     what.add_argument("--responses", type=int, help="responses over one WebSocket")
+    what.add_argument("--minutes", type=float, help="as long as that, --rate requests a second, half of them streamed")
+    parser.add_argument("--rate", type=float, default=50.0, help="requests a second with --minutes (50)")
     arguments = parser.parse_args()
-    total = arguments.requests or arguments.responses
+    total = arguments.requests or arguments.responses or int(arguments.minutes * 60 * arguments.rate)
     with (
         tempfile.TemporaryDirectory() as folder,
         process(str(FAKE), "10") as (_, upstream),
@@ -162,13 +219,27 @@ def main() -> None:
                 sizes.append(resident_mib(server.pid))
                 print(f"{already:>7,} done  {sizes[-1]:7.1f} MiB", flush=True)
 
-        if arguments.requests:
+        points: list[tuple[float, float]] = []
+
+        def sample() -> None:
+            sizes.append(resident_mib(server.pid))
+            points.append(((time.monotonic() - started) / 3600, sizes[-1]))
+            print(f"{points[-1][0] * 60:7.1f} min  {sizes[-1]:7.1f} MiB", flush=True)
+
+        started = time.monotonic()
+        if arguments.minutes:
+            send_steadily(proxy, trust, total, arguments.rate, sample)
+        elif arguments.requests:
             measure(lambda number: send_requests(proxy, trust, number), 0)
         else:
             with codex_socket(proxy, trust) as more:
                 measure(more, 1)
         rows = count_rows(Path(folder), total)
         sizes.append(resident_mib(server.pid))
+    if arguments.minutes:
+        steady = slope(points)
+        print(f"{rows:,} rows of {total:,}; {steady:+.2f} MiB an hour after the first quarter")
+        sys.exit(0 if rows == total and steady < SLOPE_MIB_PER_HOUR else 1)
     growth = max(sizes[1:]) - sizes[0]
     print(f"{rows:,} rows of {total:,}; {growth:+.1f} MiB at most after the first {total // SAMPLES:,}")
     sys.exit(0 if rows == total and growth < LIMIT_MIB else 1)
