@@ -23,6 +23,7 @@ HOSTS = {
     "api.anthropic.com": "anthropic",
     "api.groq.com": "groq",
     "api.together.xyz": "together",
+    "openrouter.ai": "openrouter",
     "llm.example.com": "example",
 }
 KEY = "Bearer sk-helicone-aaaaaa1-bbbbbbb-ccccccc-ddddddd"

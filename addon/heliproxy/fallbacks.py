@@ -17,7 +17,7 @@ from heliproxy.policies import fallback as gateway
 from heliproxy.policies import ssrf
 from heliproxy.policies import target as named
 from heliproxy.policies.answers import Answer, DirectiveError, exception_answer
-from heliproxy.policies.fallback import Fallback, GatewayTarget
+from heliproxy.policies.fallback import Failure, Fallback, GatewayTarget
 from heliproxy.targets import Destination
 
 _OWN_HEADERS = frozenset(
@@ -98,59 +98,86 @@ def _by_model(
 ) -> Chosen | Answer:
     value = _json_object(body)
     if value is None:
-        return gateway.gateway_error(400, "invalid_request_error", "the request body is not a JSON object")
+        return gateway.missing_model()
     planned = gateway.plan_models(value.get("model"), env)
     if planned.error is not None:
         return planned.error
-    shape = "anthropic" if destination.path.partition("?")[0].rstrip("/").endswith("/messages") else "openai"
-    usable = [target for target in planned.targets if _speaks(target, shape, destination.path)]
-    if not usable:
-        return gateway.gateway_error(400, "invalid_format", _untranslated(planned.targets, shape))
-    exchange.warnings += planned.skipped
-    exchange.warnings += [
-        f"{t.provider} was skipped: it does not speak {shape}'s format" for t in planned.targets if t not in usable
+    wanted = _Wanted(exchange.directives.gateway_body_mapping, destination.path)
+    usable = [target for target in planned.targets if wanted.is_spoken_by(target)]
+    refused = [
+        Failure(t.provider, 400, wanted.untranslated(t), "invalid_format") for t in planned.targets if t not in usable
     ]
+    if not usable:
+        return gateway.gateway_failure(refused)
+    exchange.warnings += planned.skipped
+    exchange.warnings += [f"{t.source} was skipped: {t.message}" for t in refused]
     kept = tuple(
         (name, text)
         for name, text in _fields(exchange)
         if name.lower() not in _OWN_HEADERS and not name.lower().startswith("helicone-")
     )
-    made = [_gateway_one(target, destination, method, value, kept, allowed) for target in usable]
+    made = [_gateway_one(target, wanted, method, value, kept, allowed) for target in usable]
 
     def exhausted(attempts: list[Attempt]) -> Answer:
         tried = [
-            (usable[a.fallback_index or 0].provider, a.status, a.error or f"answered {a.status}") for a in attempts
+            Failure(usable[a.fallback_index or 0].provider, a.status or 500, a.error or f"answered {a.status}")
+            for a in attempts
         ]
-        return gateway.gateway_failure(tried)
+        return gateway.gateway_failure([*refused, *tried])
 
     return Chosen([_GatewayChoice(target) for target in usable], made.__getitem__, exhausted=exhausted)
 
 
-def _speaks(target: GatewayTarget, shape: str, path: str) -> bool:
-    """Whether a provider understands this request: in its own format, or at its own OpenAI-compatible endpoint.
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which format a request to the AI gateway is in, by `Helicone-Gateway-Body-Mapping` and its path.
 
-    Anthropic has one for chat completions, beside /v1/messages; Gemini's base URL is one already.
+    Nothing is translated: `OPENAI` goes to providers with an OpenAI-compatible endpoint, `RESPONSES` to the same at
+    /v1/responses, and `NO_MAPPING` is whatever format each provider has of its own.
     """
-    chat = path.partition("?")[0].endswith("/chat/completions")
-    return target.format == shape or (shape == "openai" and target.format == "anthropic" and chat)
+
+    mapping: str
+    path: str
+
+    @property
+    def shape(self) -> str:
+        return "anthropic" if self.path.partition("?")[0].rstrip("/").endswith("/messages") else "openai"
+
+    def is_spoken_by(self, target: GatewayTarget) -> bool:
+        """Whether a provider understands this request: in its own format, or at its own OpenAI-compatible endpoint.
+
+        Anthropic has one for chat completions, beside /v1/messages; Gemini's base URL is one already.
+        """
+        if self.mapping == "NO_MAPPING" and self.shape == "openai":
+            return True
+        chat = self.mapping == "OPENAI" and self.path.partition("?")[0].endswith("/chat/completions")
+        return target.format == self.shape or (self.shape == "openai" and target.format == "anthropic" and chat)
+
+    def path_at(self, target: GatewayTarget) -> str:
+        """The path and query below the provider's base URL."""
+        plain, mark, query = self.path.partition("?")
+        if self.mapping == "RESPONSES" and self.shape == "openai":
+            plain = "/responses"
+        elif self.mapping == "NO_MAPPING" and target.format == "anthropic":
+            plain = "/messages"
+        return plain.removeprefix("/v1") + mark + query
+
+    def untranslated(self, target: GatewayTarget) -> str:
+        """Why a provider is not asked."""
+        where = "/v1/messages" if self.shape == "openai" else "/v1/chat/completions"
+        return (
+            f"{target.provider} does not speak the format of this request ({self.shape}), and requests are not"
+            f" translated; send its own format to {where}"
+        )
 
 
 def _fields(exchange: Exchange) -> list[tuple[str, str]]:
     return [(n.decode("latin-1"), v.decode("utf-8", "surrogateescape")) for n, v in exchange.request_headers]
 
 
-def _untranslated(found: Sequence[GatewayTarget], shape: str) -> str:
-    others = ", ".join(sorted({t.provider for t in found}))
-    where = "/v1/messages" if shape == "openai" else "/v1/chat/completions"
-    return (
-        f"{others} does not speak the format of this request ({shape}), and requests are not translated;"
-        f" send its own format to {where}"
-    )
-
-
 def _gateway_one(
     target: GatewayTarget,
-    destination: Destination,
+    wanted: _Wanted,
     method: str,
     value: dict[str, Any],
     kept: tuple[tuple[str, str], ...],
@@ -159,12 +186,12 @@ def _gateway_one(
     origin = named.origin(target.base_url)
     assert origin is not None
     prefix = "/" + target.base_url.split("/", 3)[3] if target.base_url.count("/") > 2 else ""
-    path = prefix + destination.path.removeprefix("/v1")
+    path = prefix + wanted.path_at(target)
     sent = value | {"model": target.model}
     credentials = target.auth_headers
     if "chat/completions" in path:
         credentials = (("authorization", f"Bearer {target.key}"),)
-        if value.get("stream") is True:
+        if value.get("stream") is True and wanted.mapping == "OPENAI":
             options = value.get("stream_options")
             sent["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     given = {name.lower() for name, _ in credentials}

@@ -432,7 +432,7 @@ class TestAIGateway:
             ([429, 429], 429, "rate_limited"),
             ([500, 429], 500, "request_failed"),
             ([400, 500], 500, "request_failed"),
-            ([401, 500], 401, "invalid_api_key"),
+            ([401, 500], 401, "request_failed"),
             ([500, 403], 403, "request_failed"),
             ([401, 403], 403, "request_failed"),
         ],
@@ -447,14 +447,102 @@ class TestAIGateway:
         assert sorted(body["error"]) == ["code", "details", "message", "param"]
         assert rig.calls == 2
 
-    @pytest.mark.parametrize("model", [None, "", 5, ["gpt-4o"], "!", "!nobody,gpt-4o", "nobody-knows-this", "m/xai"])
-    def test_nothing_to_call_is_a_400(self, rig: Rig, model: Any) -> None:
+    @pytest.mark.parametrize(
+        ("model", "words"),
+        [
+            (None, "Invalid body or missing model"),
+            ("", "Invalid body or missing model"),
+            (5, "'model' must be a string"),
+            (["gpt-4o"], "'model' must be a string"),
+            ("!", "needs a provider name"),
+            ("gpt-4o, !", "needs a provider name"),
+            ("!nobody,gpt-4o", "names no provider"),
+        ],
+    )
+    def test_model_that_cannot_be_read_is_a_400_in_plain_text(self, rig: Rig, model: Any, words: str) -> None:
         response = ai(rig, model)
         assert (response.status_code, rig.calls) == (400, 0)
-        assert response.json()["error"]["message"]
+        assert response.headers["content-type"].startswith("text/plain")
+        assert words in response.text
+        assert rig.row(response)["status"] == 400
 
-    def test_body_that_is_no_json_is_a_400(self, rig: Rig) -> None:
-        assert rig.http.post(AI, content=b"{", headers={"authorization": KEY}).status_code == 400
+    @pytest.mark.parametrize("body", [b"{", b"", b"[]", b"null", b"{}", b"text"])
+    def test_body_without_a_model_is_a_400_in_plain_text(self, rig: Rig, body: bytes) -> None:
+        response = rig.http.post(AI, content=body, headers={"authorization": KEY})
+        assert (response.status_code, rig.calls) == (400, 0)
+        assert response.text.startswith("Invalid body or missing model")
+
+    @pytest.mark.parametrize("model", ["nobody-knows-this", "m/xai", "m/nobody", ",", "gpt-4o/openai,!openai"])
+    def test_nothing_to_call_is_a_400_that_says_why(self, rig: Rig, model: str) -> None:
+        response = ai(rig, model)
+        assert (response.status_code, rig.calls) == (400, 0)
+        assert response.headers["content-type"] == "application/json"
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == ("request_failed", None)
+        assert error["message"].startswith("No available providers")
+        assert error["details"][0]["statusCode"] == 400
+
+    @pytest.mark.parametrize("key", ["", "Bearer x", "Bearer sk-mine", "Bearer sk-helicone-nobody", "nonsense"])
+    @pytest.mark.parametrize("header", ["authorization", "Helicone-Auth"])
+    def test_any_key_will_do_as_there_are_no_accounts(self, rig: Rig, header: str, key: str) -> None:
+        response = rig.http.post(AI, json=chat(model="m/groq"), headers={header: key} if key else {})
+        assert (response.status_code, rig.last.header("authorization")) == (200, "Bearer key-of-groq")
+
+    @pytest.mark.parametrize(
+        ("model", "sent"),
+        [
+            ("gpt-4o/openai/my-deployment", "my-deployment"),
+            ("meta-llama/llama-3/groq", "meta-llama/llama-3"),
+            (" gpt-4o / openai ", "gpt-4o"),
+            ("gpt-4o/OpenAI", "gpt-4o"),
+            ("gpt-4o/openai,,", "gpt-4o"),
+            ("nobody-knows-this, m/nobody, gpt-4o/openai", "gpt-4o"),
+        ],
+    )
+    def test_models_are_sent_without_their_provider(self, rig: Rig, model: str, sent: str) -> None:
+        assert ai(rig, model).status_code == 200
+        assert rig.last.json["model"] == sent
+
+    def test_online_is_for_openrouter_and_said_to_have_no_effect_elsewhere(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        response = ai(rig, "gpt-4o:online/openai")
+        assert rig.last.json["model"] == "gpt-4o"
+        assert "':online' has no effect at 'openai'" in response.headers["heliproxy-warning"]
+        monkeypatch.setenv("OPENROUTER_API_KEY", "key-of-openrouter")
+        response = ai(rig, "openai/gpt-4o:online/openrouter")
+        assert (rig.last.path, rig.last.json["model"]) == (
+            "/openrouter/api/v1/chat/completions",
+            "openai/gpt-4o:online",
+        )
+        assert "heliproxy-warning" not in response.headers
+
+    def test_network_failure_of_all(self, rig: Rig) -> None:
+        rig.script = [cut(), cut()]
+        response = ai(rig, "llama/groq,gpt-4o-mini/openai")
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], rig.calls) == (500, "request_failed", 2)
+        assert [(d["source"], d["statusCode"]) for d in error["details"]] == [("groq", 500), ("openai", 500)]
+        assert rig.row(response)["attempts"] == 2
+
+    def test_single_entry_that_fails_has_the_shape_too(self, rig: Rig) -> None:
+        rig.script = [error(429)]
+        response = ai(rig, "llama/groq")
+        assert (response.status_code, response.json()["error"]["message"]) == (429, "Rate limited")
+        assert "x-helicone-error" not in response.headers
+        assert response.headers["helicone-id"]
+
+    def test_our_own_429_is_returned_at_once(self, rig: Rig) -> None:
+        me = {"Helicone-User-Id": str(uuid.uuid4()), "Helicone-RateLimit-Policy": "1;w=600;s=user"}
+        assert ai(rig, "m/groq", me).status_code == 200
+        denied = ai(rig, "m/groq,gpt-4o/openai", me)
+        assert (denied.status_code, denied.headers["x-helicone-error"], rig.calls) == (429, "rate_limited", 1)
+        assert list(denied.json()) == ["message"]
+
+    def test_each_entry_is_called_again_before_the_next(self, rig: Rig) -> None:
+        rig.script = [error(500), error(503), error(500)]
+        response = ai(rig, "m/groq,gpt-4o/openai", QUICK | {"Helicone-Retry-Num": "1"})
+        assert (response.status_code, hosts(rig)) == (200, ["groq", "groq", "openai", "openai"])
 
     def test_anthropic_format_goes_to_anthropic(self, rig: Rig) -> None:
         response = ai(rig, "claude-opus-4-8", path="/ai-gateway/v1/messages")
@@ -482,8 +570,47 @@ class TestAIGateway:
     )
     def test_format_that_would_have_to_be_translated_is_a_clear_400(self, rig: Rig, model: str, path: str) -> None:
         response = ai(rig, model, path=path)
-        assert (response.status_code, response.json()["error"]["code"], rig.calls) == (400, "invalid_format", 0)
-        assert "requests are not translated" in response.json()["error"]["message"]
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], rig.calls) == (400, "request_failed", 0)
+        assert "requests are not translated" in error["message"]
+        assert [(d["type"], d["statusCode"]) for d in error["details"]] == [("invalid_format", 400)]
+
+    @pytest.mark.parametrize(("status", "expected"), [(429, 400), (500, 500), (401, 401), (403, 403)])
+    def test_format_that_one_entry_does_not_speak_counts_after_what_the_other_said(
+        self, rig: Rig, status: int, expected: int
+    ) -> None:
+        rig.script = [error(status)]
+        response = ai(rig, "llama/groq,claude-opus-4-8", path="/ai-gateway/v1/messages")
+        assert (response.status_code, hosts(rig)) == (expected, ["anthropic"])
+        assert [d["source"] for d in response.json()["error"]["details"]] == ["groq", "anthropic"]
+
+    @pytest.mark.parametrize(
+        ("mapping", "model", "path"),
+        [
+            ("OPENAI", "claude-opus-4-8", "/anthropic/v1/chat/completions"),
+            ("openai", "claude-opus-4-8", "/anthropic/v1/chat/completions"),
+            ("nonsense", "claude-opus-4-8", "/anthropic/v1/chat/completions"),
+            ("", "gpt-4o", "/openai/v1/chat/completions"),
+            ("NO_MAPPING", "claude-opus-4-8", "/anthropic/v1/messages"),
+            ("NO_MAPPING", "gpt-4o", "/openai/v1/chat/completions"),
+            ("no_mapping", "claude-opus-4-8", "/anthropic/v1/chat/completions"),
+            ("RESPONSES", "gpt-4o", "/openai/v1/responses"),
+            ("RESPONSES", "m/groq", "/groq/openai/v1/responses"),
+        ],
+    )
+    def test_body_mappings(self, rig: Rig, mapping: str, model: str, path: str) -> None:
+        assert ai(rig, model, {"Helicone-Gateway-Body-Mapping": mapping}).status_code == 200
+        assert rig.last.path == path
+
+    def test_native_body_goes_with_native_credentials_and_as_it_is(self, rig: Rig) -> None:
+        native = {"Helicone-Gateway-Body-Mapping": "NO_MAPPING"}
+        ai(rig, "claude-opus-4-8", native, stream=True, max_tokens=5)
+        assert (rig.last.header("x-api-key"), rig.last.header("authorization")) == ("key-of-anthropic", None)
+        assert "stream_options" not in rig.last.json
+
+    def test_responses_are_not_asked_of_anthropic(self, rig: Rig) -> None:
+        response = ai(rig, "claude-opus-4-8", {"Helicone-Gateway-Body-Mapping": "RESPONSES"})
+        assert (response.status_code, rig.calls) == (400, 0)
 
     def test_provider_of_another_format_is_skipped_and_said(self, rig: Rig) -> None:
         response = ai(rig, "llama/groq,claude-opus-4-8", path="/ai-gateway/v1/messages")

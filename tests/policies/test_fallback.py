@@ -9,6 +9,7 @@ import pytest
 
 from heliproxy.policies.answers import DirectiveError
 from heliproxy.policies.fallback import (
+    Failure,
     Fallback,
     GatewayEntry,
     gateway_failure,
@@ -166,12 +167,24 @@ def test_model_without_provider_goes_to_its_maker() -> None:
     assert [t.provider for t in plan_models("claude-sonnet-4,gpt-4o", ENV).targets] == ["anthropic", "openai"]
 
 
+@pytest.mark.parametrize("model", [None, "", 0, False, [], {}])
+def test_missing_model_is_a_400_in_plain_text(model: object) -> None:
+    error = plan_models(model, ENV).error
+    assert error is not None
+    assert (error.status, error.headers) == (400, (("content-type", "text/plain;charset=UTF-8"),))
+    assert error.text.startswith("Invalid body or missing model")
+
+
+@pytest.mark.parametrize("model", [5, True, ["gpt-4o"], {"a": 1}])
+def test_model_that_is_no_string_is_a_400_in_plain_text(model: object) -> None:
+    error = plan_models(model, ENV).error
+    assert error is not None
+    assert (error.status, error.text) == (400, "Invalid model type: 'model' must be a string")
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (None, "no 'model'"),
-        ("", "no 'model'"),
-        (5, "must be a string"),
         ("x/unknown", "unknown provider 'unknown'"),
         ("mystery", "names no provider"),
         ("gpt-4o/openai,!openai", "'openai' is excluded"),
@@ -180,29 +193,49 @@ def test_model_without_provider_goes_to_its_maker() -> None:
         (",", "no model was named"),
     ],
 )
-def test_nothing_to_try_is_a_400_that_says_why(model: object, words: str) -> None:
+def test_nothing_to_try_is_a_400_that_says_why(model: str, words: str) -> None:
     error = plan_models(model, ENV).error
     assert error is not None
     assert error.status == 400
     body = json.loads(error.body)
     assert body["success"] is False
     assert set(body["error"]) == {"code", "message", "details", "param"}
+    assert body["error"]["message"].startswith("No available providers")
     assert words in body["error"]["message"]
+    (detail,) = body["error"]["details"]
+    assert (detail["source"], detail["statusCode"]) == ("No available providers", 400)
+
+
+def test_online_is_openrouters_and_said_to_have_no_effect_elsewhere() -> None:
+    plan = plan_models("gpt-4o:online/openrouter,gpt-4o:online/openai", ENV)
+    assert [(t.provider, t.model) for t in plan.targets] == [("openrouter", "gpt-4o:online"), ("openai", "gpt-4o")]
+    assert plan.skipped == ("':online' has no effect at 'openai'",)
 
 
 @pytest.mark.parametrize(
-    ("statuses", "status"),
+    ("statuses", "status", "message"),
     [
-        ([500, 403, 401], 403),
-        ([500, 401], 401),
-        ([429, 429], 429),
-        ([429, 500], 500),
-        ([400], 500),
-        ([None], 500),
-        ([], 500),
+        ([500, 403, 401], 403, "why 403"),
+        ([500, 401], 401, "Authentication failed"),
+        ([401, 429], 401, "Authentication failed"),
+        ([429, 429], 429, "Rate limited"),
+        ([429, 500], 500, "why 500"),
+        ([429, 404, 500], 500, "why 404"),
+        ([400], 500, "why 400"),
+        ([], 500, "All attempts failed"),
     ],
 )
-def test_failure_of_all_attempts(statuses: list[int | None], status: int) -> None:
-    answer = gateway_failure([("openai", s, "why") for s in statuses])
-    assert answer.status == status
-    assert len(json.loads(answer.body)["error"]["details"]) == len(statuses)
+def test_failure_of_all_attempts(statuses: list[int], status: int, message: str) -> None:
+    answer = gateway_failure([Failure("openai", s, f"why {s}") for s in statuses])
+    error = json.loads(answer.body)["error"]
+    assert (answer.status, error["message"]) == (status, message)
+    assert error["code"] == {429: "rate_limited"}.get(status, "request_failed" if statuses else "all_attempts_failed")
+    assert [d["statusCode"] for d in error["details"]] == statuses
+
+
+@pytest.mark.parametrize(
+    ("other", "status"), [((), 400), ((429,), 400), ((500,), 500), ((401,), 401), ((403, 500), 403)]
+)
+def test_entries_of_the_wrong_format_count_after_what_providers_said(other: tuple[int, ...], status: int) -> None:
+    wrong = Failure("anthropic", 400, "another format", "invalid_format")
+    assert gateway_failure([wrong, *(Failure("openai", s, "why") for s in other)]).status == status

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Never
 from urllib.parse import urlsplit
 
-from heliproxy.policies.answers import Answer, DirectiveError, exception_answer, json_answer
+from heliproxy.policies.answers import Answer, DirectiveError, exception_answer, json_answer, one_line, text_answer
 
 _PROTO_KEYS = frozenset({"__proto__", "constructor", "prototype"})
 
@@ -217,7 +217,6 @@ class GatewayTarget:
     base_url: str
     format: str
     key: str = field(repr=False)
-    online: bool = False
 
     @property
     def auth_headers(self) -> tuple[tuple[str, str], ...]:
@@ -250,10 +249,15 @@ def parse_model_string(text: str) -> tuple[tuple[GatewayEntry, ...], frozenset[s
 
 def _excluded(name: str) -> str:
     if not name:
-        raise DirectiveError(gateway_error(400, "invalid_request_error", "'!' needs a provider name after it"))
+        raise DirectiveError(_early("'!' in 'model' needs a provider name after it, as in !openai"))
     if name.lower() not in PROVIDERS:
-        raise DirectiveError(gateway_error(400, "invalid_request_error", f"'!{name}': unknown provider"))
+        raise DirectiveError(_early(f"'!{one_line(name)[:100]}' in 'model' names no provider we know"))
     return name.lower()
+
+
+def _early(message: str) -> Answer:
+    """The plain text 400 for a request that names nothing to try (section 3.4)."""
+    return text_answer(400, message, reason="gateway")
 
 
 def _gateway_entry(part: str) -> GatewayEntry:
@@ -271,10 +275,10 @@ def plan_models(model: object, env: Mapping[str, str]) -> GatewayPlan:
 
     Never raises: `error` is the 400 to answer when nothing is left to try.
     """
-    if model is None or model == "":
-        return GatewayPlan((), (), gateway_error(400, "invalid_request_error", "the request body has no 'model'"))
+    if not model:  # 0, false and [] too
+        return GatewayPlan((), (), missing_model())
     if not isinstance(model, str):
-        return GatewayPlan((), (), gateway_error(400, "invalid_request_error", "'model' must be a string"))
+        return GatewayPlan((), (), _early("Invalid model type: 'model' must be a string"))
     try:
         entries, excluded = parse_model_string(model)
     except DirectiveError as e:
@@ -289,8 +293,14 @@ def plan_models(model: object, env: Mapping[str, str]) -> GatewayPlan:
     if targets:
         return GatewayPlan(tuple(targets), tuple(skipped))
     reason = "; ".join(skipped) or "no model was named"
-    message = f"No available providers for '{model[:200]}': {reason}"
-    return GatewayPlan((), tuple(skipped), gateway_error(400, "invalid_request_error", message))
+    message = f"No available providers for '{one_line(model)[:200]}': {reason}"
+    failure = Failure("No available providers", 400, message)
+    return GatewayPlan((), tuple(skipped), gateway_error(400, "request_failed", message, [failure]))
+
+
+def missing_model() -> Answer:
+    """The answer to a body that is no JSON object or names no model."""
+    return _early("Invalid body or missing model: the request body must be a JSON object with a 'model'")
 
 
 def _candidates(
@@ -330,38 +340,61 @@ def _target(
         skipped.append(f"'{provider.id}' has no key ({' or '.join(provider.env)} is not set)")
     else:
         model = entry.deployment or entry.model
-        return GatewayTarget(provider.id, model, provider.base_url, provider.format, key, entry.online)
+        if entry.online and provider.id == "openrouter":
+            model += ":online"
+        elif entry.online:
+            skipped.append(f"':online' has no effect at '{provider.id}'")
+        return GatewayTarget(provider.id, model, provider.base_url, provider.format, key)
     return None
 
 
-def gateway_error(status: int, code: str, message: str, details: Sequence[Mapping[str, object]] = ()) -> Answer:
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One entry that gave no answer, as `details` of the error show it."""
+
+    source: str
+    """The provider."""
+    status: int
+    """What it answered; 500 when no answer came."""
+    message: str
+    type: str = "request_failed"
+    """`invalid_format`: it was not even asked, as it does not speak the format of the request."""
+
+    @property
+    def detail(self) -> Mapping[str, object]:
+        return {"source": self.source, "type": self.type, "message": self.message, "statusCode": self.status}
+
+
+def gateway_error(status: int, code: str, message: str, failures: Sequence[Failure] = ()) -> Answer:
     """The error shape of the AI gateway (section 3.4), with the content type its rebuilt response loses."""
     body = {
         "success": False,
-        "error": {"code": code, "message": message, "details": list(details), "param": None},
+        "error": {"code": code, "message": message, "details": [f.detail for f in failures], "param": None},
     }
     return json_answer(status, body, reason="gateway", content_type="application/json")
 
 
-def gateway_failure(attempts: Sequence[tuple[str, int | None, str]]) -> Answer:
-    """The answer when every attempt failed: (provider, status or None, message) in the order tried (section 3.4)."""
-    details = [
-        {"source": provider, "type": "request_failed", "message": message, "statusCode": status or 500}
-        for provider, status, message in attempts
-    ]
-    statuses = [status or 500 for _, status, _ in attempts]
-    if 403 in statuses:
-        return gateway_error(403, "request_failed", _message(attempts, 403), details)
-    if 401 in statuses:
-        return gateway_error(401, "invalid_api_key", "Authentication failed", details)
-    other = next((status for status in statuses if status != 429), None)
+def gateway_failure(failures: Sequence[Failure]) -> Answer:
+    """The answer when every entry failed, in the order of section 3.4.
+
+    Helicone's "disallowed" and "Insufficient credits" are about its own billing, which does not exist here.
+    """
+    first: dict[int | str, Failure] = {}
+    for failure in failures:
+        first.setdefault(failure.type if failure.type == "invalid_format" else failure.status, failure)
+    other = next((first[s] for s in first if s not in (401, 403, 429, "invalid_format")), None)
+    if 403 in first:
+        return gateway_error(403, "request_failed", _message(first[403]), failures)
+    if 401 in first:
+        return gateway_error(401, "request_failed", "Authentication failed", failures)
     if other is not None:
-        return gateway_error(500, "request_failed", _message(attempts, other), details)
-    if statuses:
-        return gateway_error(429, "rate_limited", "Rate limited", details)
-    return gateway_error(500, "all_attempts_failed", "Every provider that was tried failed", details)
+        return gateway_error(500, "request_failed", _message(other), failures)
+    if "invalid_format" in first:
+        return gateway_error(400, "request_failed", _message(first["invalid_format"]), failures)
+    if 429 in first:
+        return gateway_error(429, "rate_limited", "Rate limited", failures)
+    return gateway_error(500, "all_attempts_failed", "All attempts failed", failures)
 
 
-def _message(attempts: Sequence[tuple[str, int | None, str]], wanted: int) -> str:
-    found = (message for _, status, message in attempts if (status or 500) == wanted)
-    return next(found, "") or f"upstream answered {wanted}"
+def _message(failure: Failure) -> str:
+    return failure.message or f"upstream answered {failure.status}"
