@@ -253,6 +253,81 @@ class TestTokenLimit:
         rig.http.post(CHAT, content=body, headers=handler(name))
         assert rig.last.body == body
 
+    @pytest.mark.parametrize(
+        ("completion", "longest"),
+        [
+            ({"max_completion_tokens": 600, "max_tokens": 100}, 1443),
+            ({"max_completion_tokens": 0, "max_tokens": 600}, 1443),
+            ({"max_output_tokens": 600}, 1443),
+            ({"maxOutputTokens": 600}, 1443),
+            ({"response": {"max_output_tokens": 600}}, 1443),
+            ({"generation_config": {"max_output_tokens": 600}}, 1443),
+            ({"generationConfig": {"maxOutputTokens": 600}}, 1443),
+            ({"max_tokens": -5}, 3243),
+            ({"max_tokens": "600"}, 3243),
+            ({}, 3243),
+        ],
+    )
+    def test_budget_is_what_the_completion_leaves(self, rig: Rig, completion: dict[str, Any], longest: int) -> None:
+        rig.ask(handler("truncate"), text=LONG, model="m", **completion)
+        # (1000 - completion, else 900) / 0.25 * 0.9 characters, and three dots; cut at a space, so a word less.
+        assert longest - 10 < len(rig.last.json["messages"][0]["content"]) <= longest
+
+    def test_text_that_is_cut_is_normalised(self, rig: Rig) -> None:
+        noise = "<!-- a\nnote --> f ( a , b ) ;  x = { y : [ 1 ] } id:6f6dd2f6-4a4c-4b58-8a4e-7d6a7c2f1a10 end. "
+        rig.ask(handler("truncate"), text=noise + LONG, model="m")
+        assert rig.last.json["messages"][0]["content"].startswith("f(a,b);x={y:[1]}end.word word ")
+
+    @pytest.mark.parametrize(("length", "changed"), [(3600, False), (3601, True)])
+    def test_only_more_than_the_budget_is_cut(self, rig: Rig, length: int, changed: bool) -> None:
+        rig.ask(handler("truncate"), text="x" * length, model="m")
+        assert (rig.last.json["messages"][0]["content"] != "x" * length) is changed
+
+    def test_old_turbo_models_count_a_fifth_of_a_token_a_character(self, rig: Rig) -> None:
+        rig.ask(handler("truncate"), text="x" * 4500, model="gpt-3.5-turbo-16k")
+        assert rig.last.json["messages"][0]["content"] == "x" * 4500
+        rig.ask(handler("truncate"), text="x" * 4501, model="gpt-3.5-turbo-16k")
+        assert rig.last.json["messages"][0]["content"] == "x" * 4050 + "..."
+
+    def test_tools_count_too(self, rig: Rig) -> None:
+        tools = [{"type": "function", "function": {"name": "f", "description": "d" * 3000}}]
+        rig.ask(handler("truncate"), text="x" * 1000, model="m", tools=tools)
+        assert rig.last.json["tools"] == tools
+        assert rig.last.json["messages"][0]["content"] == "x" * 1000  # over the budget, but within its own share
+        rig.ask(handler("fallback"), text="x" * 1000, model="m,big", tools=tools)
+        assert rig.last.json["model"] == "big"
+
+    def test_image_parts_are_left_alone(self, rig: Rig) -> None:
+        parts = [{"type": "text", "text": LONG}, {"type": "image_url", "image_url": {"url": "data:x"}}]
+        messages = [{"role": "user", "content": LONG}, {"role": "user", "content": parts}]
+        rig.ask(handler("truncate"), model="m", messages=messages)
+        first, second = rig.last.json["messages"]
+        assert first["content"].endswith("...")
+        assert second == messages[1]
+
+    def test_emptied_messages_are_dropped_by_middle_out(self, rig: Rig) -> None:
+        messages = [{"role": "user", "content": f"{i} " + "w" * 900} for i in range(9)]
+        rig.ask(handler("middle-out"), model="m", messages=messages)
+        kept = rig.last.json["messages"]
+        assert kept == messages[: len(kept) // 2] + messages[-(len(kept) - len(kept) // 2) :]
+        assert len(kept) == 3
+
+    def test_model_unknown_to_everybody_is_left_alone(self, rig: Rig) -> None:
+        for name in ("truncate", "middle-out"):
+            rig.ask(handler(name), text=LONG, model="unknown")
+            assert rig.last.json["messages"][0]["content"] == LONG
+
+    def test_override_stands_in_for_a_missing_model(self, rig: Rig) -> None:
+        rig.ask(handler("truncate") | {"Helicone-Model-Override": "m"}, text=LONG, model="")
+        assert rig.last.json["messages"][0]["content"].endswith("...")
+
+    def test_changed_body_is_what_is_cached(self, rig: Rig) -> None:
+        headers = handler("truncate") | {"Helicone-Cache-Enabled": "true"}
+        text = f"{uuid.uuid4()} {LONG}"
+        assert rig.ask(headers, text=text, model="m").headers["helicone-cache"] == "MISS"
+        # Other words behind the cut: the same body reaches upstream, so it is the same answer.
+        assert rig.ask(headers, text=text + "other", model="m").headers["helicone-cache"] == "HIT"
+
     def test_unknown_handler_is_said(self, rig: Rig) -> None:
         response = rig.ask(handler("shrink"), text=LONG, model="m")
         assert rig.last.json["messages"][0]["content"] == LONG

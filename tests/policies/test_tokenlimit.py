@@ -25,9 +25,13 @@ def contents(body: bytes | None) -> list[Any]:
 @pytest.mark.parametrize(
     ("body", "model", "tokens"),
     [
-        ({"messages": [{"content": "x" * 399}]}, "gpt-4o", 100),
-        ({"messages": [{"content": "x" * 399}]}, "gpt-3.5-turbo-16k", 80),
-        ({"messages": [{"content": "x" * 400}]}, "gpt-4o", 101),
+        ({"messages": [{"content": "x" * 400}]}, "gpt-4o", 100),
+        ({"messages": [{"content": "x" * 400}]}, "gpt-3.5-turbo-16k", 80),
+        ({"messages": [{"content": "x" * 400}]}, "GPT-3.5-Turbo", 80),
+        ({"messages": [{"content": "x" * 401}]}, "gpt-4o", 101),
+        ({"messages": [{"content": "x" * 200}, {"content": "y" * 200}]}, "gpt-4o", 100),
+        ({"tools": ["1234"], "messages": [{"content": "x" * 3}]}, "gpt-4o", 3),
+        ({"tools": ["1234"], "messages": [{"content": "x" * 4}]}, "gpt-4o", 4),
         ({"messages": [{"content": [{"type": "text"}]}, 5, {"content": None}]}, "gpt-4o", 0),
         ({"tools": [{"a": 1}]}, "gpt-4o", 3),
         ({}, "gpt-4o", 0),
@@ -91,6 +95,9 @@ def test_truncate_gives_each_text_message_its_share() -> None:
         ("a <!-- note\nmore --> b", "a b"),
         ("id:6f6dd2f6-4a4c-4b58-8a4e-7d6a7c2f1a10 x", "x"),
         ("uuid:6f6dd2f6-4a4c-4b58-8a4e-7d6a7c2f1a10 x", "x"),
+        ("UUID:6F6DD2F6-4A4C-4B58-8A4E-7D6A7C2F1A10 x", "x"),
+        ("id:6f6dd2f6-4a4c-4b58-8a4e-7d6a7c2f1a10z x", "id:6f6dd2f6-4a4c-4b58-8a4e-7d6a7c2f1a10z x"),
+        ("id:zzzzzzzz-4a4c-4b58-8a4e-7d6a7c2f1a10 x", "id:zzzzzzzz-4a4c-4b58-8a4e-7d6a7c2f1a10 x"),
         ("f ( a , b ) ; c = { d : [ e ] }", "f(a,b);c={d:[e]}"),
     ],
 )

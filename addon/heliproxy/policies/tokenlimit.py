@@ -15,7 +15,7 @@ PIECE = 1000
 _COMPLETION_KEYS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "maxOutputTokens")
 _COMPLETION_HOLDERS = ("response", "generation_config", "generationConfig")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_ID = re.compile(r"\b(?:id|uuid):[0-9A-Za-z-]{36}")
+_ID = re.compile(r"\b(?:id|uuid):[0-9a-f-]{36}\b", re.ASCII | re.IGNORECASE)
 _AROUND = re.compile(r"\s*([,.:;(){}\[\]=<>])\s*")
 _SPACE = re.compile(r"\s+")
 
@@ -70,14 +70,15 @@ def _encode(value: Json) -> bytes:
 
 def tokens_per_character(model: str) -> float:
     """The service's own rule of thumb."""
-    return 0.2 if model.startswith("gpt-3.5-turbo") else 0.25
+    return 0.2 if model.lower().startswith("gpt-3.5-turbo") else 0.25
 
 
 def estimate_tokens(body: Json, model: str) -> int:
-    """Tokens of tools and text messages by their characters, rounded up."""
+    """Tokens of tools and text messages by their characters (tools, a space, the messages), rounded up."""
     tools = body.get("tools")
-    text = json.dumps(tools, separators=(",", ":"), ensure_ascii=False) if tools else ""
-    characters = len(" ".join([text, *(m["content"] for m in _text_messages(body))]))
+    tool_text = json.dumps(tools, separators=(",", ":"), ensure_ascii=False) if tools else ""
+    text = "".join(m["content"] for m in _text_messages(body))
+    characters = len(tool_text) + len(text) + (1 if tool_text and text else 0)
     return math.ceil(characters * tokens_per_character(model))
 
 
