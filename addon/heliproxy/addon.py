@@ -388,34 +388,63 @@ class Heliproxy:
         flows.point_at(request, upstream.scheme, upstream.host, upstream.port, upstream.prefix + destination.path)
         return upstream.origin
 
-    async def request(self, flow: http.HTTPFlow) -> None:
-        if self.services is None:
-            await self._ready.wait()
+    def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        """Only what has to wait (policies, our own API) is returned to be awaited: that costs every call its share."""
+        if self.services is None and not self._ready.is_set():
+            return self._request_later(flow)
         exchange = self.live.get(flow.id)
         if exchange is None:
-            await self._serve(flow)
-            return
+            return self._serve(flow) if flow.id in self.passing else None
         exchange.request_body = flow.request.raw_content
+        answer: Answer | Hit | None
+        try:
+            answer, decided = self._decide_at_once(flow, exchange)
+        except Exception as e:
+            answer, decided = _policies_failed(e), True
+        if not decided:
+            return self._request_decided_later(flow, exchange)
+        self._decided(flow, exchange, answer)
+        return None
+
+    async def _request_later(self, flow: http.HTTPFlow) -> None:
+        await self._ready.wait()
+        rest = self.request(flow)
+        if rest is not None:
+            await rest
+
+    async def _request_decided_later(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         try:
             answer = await self._decide(flow, exchange, self.destinations[flow.id])
         except Exception as e:
-            # A policy the client asked for cannot be left out in silence, nor may a client hang on our mistake.
-            logger.exception("policies failed")
-            answer = exception_answer(f"{type(e).__name__}: {e}")
+            answer = _policies_failed(e)
+        self._decided(flow, exchange, answer)
+
+    def _decided(self, flow: http.HTTPFlow, exchange: Exchange, answer: Answer | Hit | None) -> None:
         if answer is not None:
             self._answer(flow, exchange, answer)
         elif self._retries_off is None and flow.id not in self.passing and attempts.plan_of(flow) is None:
             attempts.use(flow, self._plan(exchange))
 
-    async def _decide(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination) -> Answer | Hit | None:
-        """What directives or policies answer in place of an upstream; None: the call goes out."""
+    def _decide_at_once(self, flow: http.HTTPFlow, exchange: Exchange) -> tuple[Answer | Hit | None, bool]:
+        """What can be decided without waiting, and whether it is decided: most calls concern no policy, and a cached
+        answer is mostly in memory."""
+        destination = self.destinations[flow.id]
         answer = refusal(exchange.directives) or destination.answer
         if answer is not None or self.services is None:
-            return answer
+            return answer, True
+        if destination.kind != "provider":
+            return None, False
+        gates = self.services.gates
+        if gates.idle(exchange):
+            return None, True
+        hit = gates.hit_at_once(exchange, flows.FlowCall(flow.request))
+        return hit, hit is not None
+
+    async def _decide(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination) -> Answer | Hit | None:
+        """What policies answer in place of an upstream; None: the call goes out."""
+        assert self.services is not None
         gates = self.services.gates
         direct = destination.kind == "provider"
-        if direct and gates.idle(exchange):
-            return None
         body = await gates.prepare(exchange, flows.FlowCall(flow.request))
         if not direct:
             answer = self._choose(flow, exchange, destination, body)
@@ -680,6 +709,12 @@ class Heliproxy:
             exchange.ended = time.perf_counter()
         if self.services is not None:
             self.recorder.finish(exchange)
+
+
+def _policies_failed(error: Exception) -> Answer:
+    """A policy the client asked for cannot be left out in silence, nor may a client hang on our mistake."""
+    logger.error("policies failed", exc_info=error)
+    return exception_answer(f"{type(error).__name__}: {error}")
 
 
 def _is_policed(destination: Destination, directives: Directives) -> bool:

@@ -63,6 +63,8 @@ from mitmproxy.proxy.layers.http._upstream_proxy import HttpUpstreamProxy
 from mitmproxy.proxy.layers.tcp import TCPLayer
 from mitmproxy.proxy.mode_specs import RegularMode
 
+from heliproxy.fast_layers import FlatLayer, InlineStream
+
 if TYPE_CHECKING:
     from mitmproxy import http
 
@@ -282,7 +284,7 @@ class _Held:
         return b"".join(e.data for e in self.rest if isinstance(e, ResponseData))
 
 
-class RetryLayer(HttpLayer):
+class RetryLayer(FlatLayer):
     """mitmproxy's HTTP layer, making our streams. Instances are switched to this class, so it has no `__init__`."""
 
     last_alias: int = 0
@@ -319,7 +321,7 @@ class RetryLayer(HttpLayer):
         return self.last_alias
 
 
-class RetryStream(HttpStream):
+class RetryStream(InlineStream):
     """An HTTP stream that may make several upstream calls for its one request."""
 
     _alias: int | None = None
@@ -522,7 +524,7 @@ class RetryStream(HttpStream):
         if self._alias is not None:
             layer.streams.pop(self._alias, None)
         self._alias = layer.new_alias()
-        self._handle_event = self._handle_aliased
+        self._handle_event = self._handle_aliased  # type: ignore[method-assign]
 
     def _call_again(self) -> CommandGenerator[None]:
         """Connect and send `flow.request` under the new alias."""

@@ -7,7 +7,7 @@ third of the time a small request takes. Who handles what hardly ever changes, s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import exceptions, hooks
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mitmproxy.master import Master
 
 _UPDATE = hooks.UpdateHook([])
+_REST = "_heliproxy_rest"
+"""Under this name a hook that `begin` has begun keeps what is left to be awaited, if anything."""
 
 
 class DirectDispatch(AddonManager):
@@ -58,28 +60,66 @@ class DirectDispatch(AddonManager):
             self._known[event.name] = found
         return found
 
+    def begin(self, event: hooks.Hook, flow: Flow) -> bool:
+        """Call a flow hook's handlers now, until one is to be waited for. False: `handle_lifecycle` does the rest."""
+        rest = self._run(event, (flow,))
+        if rest is None and not self._handlers(_UPDATE) and not flow.intercepted:
+            return True
+        vars(event)[_REST] = rest
+        return False
+
+    def _run(self, event: hooks.Hook, arguments: tuple[Any, ...]) -> Coroutine[Any, Any, None] | None:
+        handlers = self._handlers(event)
+        for number, (_, handler) in enumerate(handlers):
+            if handler is None:
+                return self._go_on(event, handlers[number:], arguments)
+            try:
+                result = handler(*arguments)
+            except exceptions.AddonHalt:
+                return None
+            except Exception:
+                with safecall():  # as in `_guarded`
+                    raise
+            else:
+                if result is not None and inspect.isawaitable(result):
+                    return self._go_on(event, handlers[number + 1 :], arguments, result)
+        return None
+
     async def handle_lifecycle(self, event: hooks.Hook) -> None:
+        begun = vars(event)
+        if _REST in begun:
+            rest = begun.pop(_REST)
+            if rest is not None:
+                await rest
+        else:
+            await self.trigger_event(event)
         message = event.args()[0]
-        await self.trigger_event(event)
         if isinstance(message, Flow):
             await self.trigger_event(hooks.UpdateHook([message]))
 
     async def trigger_event(self, event: hooks.Hook) -> None:
-        arguments = event.args()
-        for addon, handler in self._handlers(event):
-            try:
-                if handler is not None:
-                    result = handler(*arguments)
-                    if result is not None and inspect.isawaitable(result):
-                        await result
+        rest = self._run(event, tuple(event.args()))
+        if rest is not None:
+            await rest
+
+    async def _go_on(
+        self,
+        event: hooks.Hook,
+        handlers: Sequence[tuple[Any, Callable[..., Any] | None]],
+        arguments: tuple[Any, ...],
+        first: Awaitable[Any] | None = None,
+    ) -> None:
+        """Await what a handler returned, and call the handlers that are left."""
+        try:
+            if first is not None:
+                await _guarded(first)
+            for addon, handler in handlers:
+                if handler is None:
+                    await _guarded(self._walk(addon, event))
                 else:
-                    await self._walk(addon, event)
-            except exceptions.AddonHalt:
-                return
-            except Exception:
-                # mitmproxy's own guard decides what is logged; entering it for every call costs, so only for these.
-                with safecall():
-                    raise
+                    await _guarded(_called(handler, arguments))
+        except exceptions.AddonHalt:
+            return
 
     async def _walk(self, addon: Any, event: hooks.Hook) -> None:
         name = event.name
@@ -90,6 +130,23 @@ class DirectDispatch(AddonManager):
                 result = handler(*event.args())
                 if result is not None and inspect.isawaitable(result):
                     await result
+
+
+async def _called(handler: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    result = handler(*arguments)
+    if result is not None and inspect.isawaitable(result):
+        await result
+
+
+async def _guarded(work: Awaitable[Any]) -> None:
+    try:
+        await work
+    except exceptions.AddonHalt:
+        raise
+    except Exception:
+        # mitmproxy's own guard decides what is logged; entering it for every call costs, so only for these.
+        with safecall():
+            raise
 
 
 def use(master: Master) -> None:

@@ -103,6 +103,21 @@ class Gates:
             body = await self._fit_tokens(exchange, call, body)
         return body
 
+    def hit_at_once(self, exchange: Exchange, call: Call) -> Hit | None:
+        """A cached answer that is in memory. None: `prepare` and `open` decide.
+
+        Only for calls whose body is sent as it came, and whose answer nobody is just saving.
+        """
+        wanted = exchange.directives.cache
+        if not (wanted.wanted and wanted.read) or self._changes(exchange):
+            return None
+        key = self._cache_key(exchange, call, self._sent_body(exchange, call))
+        if key in self._saving:
+            return None
+        entries = self.cache.lookup_memory(key, wanted.bucket, self.clock())
+        picked = cache.pick(entries, random.randrange) if entries is not None else None
+        return self._hit(exchange, key, *picked) if picked is not None else None
+
     async def open(self, exchange: Exchange, call: Call, body: bytes) -> Answer | Hit | None:
         """Run all gates on a prepared body. None: the call goes upstream.
 
@@ -135,9 +150,7 @@ class Gates:
         if decoder.full or decoder.broken:
             return raw  # a part of a body would give two long ones the same cache key
         directives = exchange.directives
-        wants_usage = (self._stream_usage or directives.stream_usage) and exchange.route.format == "openai_chat"
-        changes = wants_usage or directives.prompt.mode != "deactivated" or directives.token_limit_handler
-        if not changes:
+        if not self._changes(exchange):
             return body
         if signed_headers(headers.get("authorization")):
             exchange.warnings.append("the request is signed (AWS SigV4), so its body was left as it is")
@@ -147,13 +160,25 @@ class Gates:
             if stripped.body != body:
                 body = stripped.body
                 call.replace_body(body)
-        if wants_usage and (asked := streamusage.ask_for_usage(body)) is not None:
+        if self._wants_usage(exchange) and (asked := streamusage.ask_for_usage(body)) is not None:
             body = asked
             call.replace_body(body)
             # The chunk is to be taken out again, which needs the stream in plain.
             call.set_header("accept-encoding", "identity")
             exchange.hide_usage = True
         return body
+
+    def _wants_usage(self, exchange: Exchange) -> bool:
+        return (self._stream_usage or exchange.directives.stream_usage) and exchange.route.format == "openai_chat"
+
+    def _changes(self, exchange: Exchange) -> bool:
+        """Whether directives may ask for another body than the client's."""
+        directives = exchange.directives
+        return (
+            self._wants_usage(exchange)
+            or directives.prompt.mode != "deactivated"
+            or directives.token_limit_handler is not None
+        )
 
     async def _fit_tokens(self, exchange: Exchange, call: Call, body: bytes) -> bytes:
         from heliproxy.policies import tokenlimit
@@ -179,16 +204,7 @@ class Gates:
         wanted = exchange.directives.cache
         if not wanted.wanted:
             return None
-        key = cache.cache_key(
-            self._secret,
-            call.method,
-            call.authority,
-            call.path,
-            body,
-            call.headers,
-            wanted,
-            exchange.directives.auth_value,
-        )
+        key = self._cache_key(exchange, call, body)
         if wanted.read:
             await self._saved(key)
             now = self.clock()
@@ -203,6 +219,19 @@ class Gates:
         if wanted.save:
             self._save_later(exchange, key)
         return None
+
+    def _cache_key(self, exchange: Exchange, call: Call, body: bytes) -> bytes:
+        directives = exchange.directives
+        return cache.cache_key(
+            self._secret,
+            call.method,
+            call.authority,
+            call.path,
+            body,
+            call.headers,
+            directives.cache,
+            directives.auth_value,
+        )
 
     def _hit(self, exchange: Exchange, key: bytes, index: int, entry: CacheEntry) -> Hit:
         exchange.cache = "HIT"

@@ -1,0 +1,335 @@
+"""A shorter way through mitmproxy's layers, for connections that are in their steady state.
+
+An event of an intercepted connection passes some ten layers of generators in mitmproxy, six times for one small request
+(its data, the answer's, and the end of each of four hooks), and every command they give passes all of them back. Nearly
+all of these layers only hand on. Three shortcuts, each of which leaves the work itself to mitmproxy's own objects:
+
+- `InlineStream`: a hook whose handlers are done when they return goes on at once; only a handler that waits takes the
+  way out to the event loop and back.
+- `FlatLayer`: one loop in place of the recursion between HTTP layer, streams and HTTP/1 connections, and one write for
+  what is sent to one connection in one go.
+- `Express`: once a CONNECT tunnel is intercepted, its client's bytes go to the TLS layer, and everything else to the
+  HTTP layer, without the layers around them. The end of the client connection still goes the long way, so that each
+  of the layers left out sees it.
+
+What a shortcut does not know (HTTP/2, upgrades, handshakes, injected messages) takes mitmproxy's way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from logging import WARNING
+
+from mitmproxy import ctx
+from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.flow import Flow
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layer import CommandGenerator, Layer
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    GetHttpConnection,
+    HttpClient,
+    HttpLayer,
+    HttpStream,
+    RegisterHttpConnection,
+    SendHttp,
+)
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import RequestHeaders
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
+from mitmproxy.proxy.layers.modes import HttpProxy
+from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
+from mitmproxy.proxy.tunnel import TunnelState
+from OpenSSL import SSL
+
+from heliproxy.dispatch import DirectDispatch
+
+RECORDS = 65535
+"""Bytes of plain text that are asked of TLS at once."""
+
+
+class InlineStream(HttpStream):
+    """An HTTP stream whose hooks are answered on the spot where that is possible."""
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        steps = super()._handle_event(event)
+        reply = None
+        while True:
+            try:
+                command = steps.send(reply)
+            except StopIteration:
+                return
+            # A layer inside (WebSocket) that waits for its own hook has put itself in place of True.
+            if command.blocking is True and isinstance(command, commands.StartHook) and _settle(command):
+                reply = None
+            else:
+                reply = yield command
+
+
+def _settle(hook: commands.StartHook) -> bool:
+    """Call the handlers of a hook. False: some of them wait, or the flow is held, so the hook must be given out."""
+    flow = getattr(hook, "flow", None)
+    if not isinstance(flow, Flow) or flow.is_replay is not None:
+        return False  # a replay is told of its end by the hook itself
+    manager = ctx.master.addons
+    if type(manager) is not DirectDispatch:
+        return False
+    return manager.begin(hook, flow) and not flow.intercepted
+
+
+class _Wire:
+    """The codec of one HTTP/1 connection, and the TLS below it if driving that is up to the HTTP layer."""
+
+    __slots__ = ("codec", "tls")
+
+    def __init__(self, codec: Http1Server | Http1Client, tls: ServerTLSLayer | None) -> None:
+        self.codec = codec
+        self.tls = tls
+
+
+def _wire_of(top: Layer | None) -> _Wire | None:
+    """The wire of a connection whose handshakes are over, or None."""
+    if type(top) is Http1Server:
+        return _Wire(top, None)
+    tls = None
+    if type(top) is ServerTLSLayer:
+        if top.tunnel_state is not TunnelState.OPEN or top._paused or top.conn is not top.tunnel_connection:
+            return None
+        tls, top = top, top.child_layer
+    if type(top) is HttpClient and not top._paused and "_handle_event" in vars(top):
+        codec = top.child_layer
+        if type(codec) is Http1Client:
+            return _Wire(codec, tls)
+    return None
+
+
+def _decrypt(tls: TLSLayer, data: bytes) -> tuple[bytes, bool, str | None]:
+    """Plain text, whether the peer has ended the session, and an error of TLS."""
+    connection = tls.tls
+    connection.bio_write(data)
+    found = []
+    while True:
+        try:
+            found.append(connection.recv(RECORDS))
+        except SSL.WantReadError:
+            return _joined(found), False, None
+        except SSL.ZeroReturnError:
+            return _joined(found), True, None
+        except SSL.Error as e:
+            return _joined(found), False, f"TLS Error: {e}"
+
+
+def _joined(chunks: list[bytes]) -> bytes:
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _receive(
+    tls: TLSLayer, data: bytes, on: Callable[[events.Event], Iterator[commands.Command]]
+) -> CommandGenerator[None]:
+    """Decrypt what came for a TLS layer, answer what TLS itself wants answered, and hand the plain text on."""
+    plain, ended, error = _decrypt(tls, data)
+    if error is not None:
+        yield commands.Log(error, WARNING)
+    yield from tls.tls_interact()
+    if plain:
+        yield from on(events.DataReceived(tls.conn, plain))
+    if ended:
+        tls.conn.state &= ~ConnectionState.CAN_READ
+        yield from on(events.ConnectionClosed(tls.conn))
+
+
+class FlatLayer(HttpLayer):
+    """mitmproxy's HTTP layer as one loop. Instances are switched to a subclass, so there is no `__init__`."""
+
+    _wires: dict[Connection, _Wire] | None = None
+    _tried_express: bool = False
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if type(event) is not events.DataReceived:
+            if self._wires and isinstance(event, events.ConnectionClosed):
+                self._wires.pop(event.connection, None)
+            yield from super()._handle_event(event)
+            return
+        if not self._tried_express:
+            self._tried_express = True
+            _take_express(self)
+        wire = self._wire(event.connection)
+        if wire is None:
+            yield from super()._handle_event(event)
+            return
+        codec = wire.codec
+        if wire.tls is None:
+            yield from self._drive(codec, codec._handle_event(event))
+        else:
+            yield from _receive(wire.tls, event.data, lambda plain: self._drive(codec, codec._handle_event(plain)))
+
+    def event_to_child(self, child: Layer, event: events.Event) -> CommandGenerator[None]:
+        return self._drive(child, child.handle_event(event))
+
+    def _wire(self, connection: Connection) -> _Wire | None:
+        wires = self._wires
+        if wires is None:
+            wires = self._wires = {}
+        wire = wires.get(connection)
+        if wire is None:
+            wire = _wire_of(self.connections.get(connection))
+            if wire is not None:
+                wires[connection] = wire
+        return wire
+
+    def _drive(self, source: Layer | None, steps: Iterator[commands.Command]) -> CommandGenerator[None]:
+        """Run a layer's steps, and those of the layers they lead to, in the order of mitmproxy's recursion.
+
+        `source` is the layer that takes the steps; None for the steps of our own methods, which have been here before.
+        """
+        waiting: list[tuple[Layer | None, Iterator[commands.Command]]] = []
+        output = _Output()
+        while True:
+            command = next(steps, None)
+            if command is None:
+                if not waiting:
+                    break
+                source, steps = waiting.pop()
+                continue
+            kind = type(command)
+            if kind is commands.SendData:
+                assert isinstance(command, commands.SendData)
+                yield from output.add(command, self._encryption(source, command.connection))
+            elif source is None:
+                yield from output.flush()
+                yield command
+            elif kind is ReceiveHttp:
+                assert isinstance(command, ReceiveHttp)
+                message = command.event
+                if isinstance(message, RequestHeaders):
+                    yield from self.make_stream(message.stream_id)
+                # There may be news for a stream that is over.
+                stream = self.streams.get(message.stream_id)
+                if stream is not None:
+                    waiting.append((source, steps))
+                    source, steps = stream, stream.handle_event(message)
+            elif kind is SendHttp:
+                assert isinstance(command, SendHttp)
+                waiting.append((source, steps))
+                wire = self._wire(command.connection)
+                if wire is not None:
+                    source, steps = wire.codec, wire.codec._handle_event(command.event)
+                else:
+                    source = self.connections[command.connection]
+                    steps = source.handle_event(command.event)
+            elif kind is DropStream:
+                assert isinstance(command, DropStream)
+                self.streams.pop(command.stream_id, None)
+            else:
+                if command.blocking or isinstance(command, commands.RequestWakeup):
+                    self.command_sources[command] = source
+                if isinstance(command, GetHttpConnection):
+                    waiting.append((source, steps))
+                    source, steps = None, self.get_connection(command)
+                elif isinstance(command, RegisterHttpConnection):
+                    waiting.append((source, steps))
+                    source, steps = None, self.register_connection(command)
+                else:
+                    yield from output.flush()
+                    if isinstance(command, commands.OpenConnection):
+                        self.connections[command.connection] = source
+                    yield command
+        yield from output.flush()
+
+    def _encryption(self, source: Layer | None, connection: Connection) -> ServerTLSLayer | None:
+        """The TLS layer that what this layer sends on that connection has to pass yet."""
+        wire = self._wires.get(connection) if self._wires else None
+        return wire.tls if wire is not None and wire.codec is source else None
+
+
+class _Output:
+    """What is sent to one connection in one go, as one write."""
+
+    __slots__ = ("chunks", "connection", "tls")
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.tls: TLSLayer | None = None
+        self.chunks: list[bytes] = []
+
+    def add(self, command: commands.SendData, tls: TLSLayer | None) -> CommandGenerator[None]:
+        if command.connection is not self.connection or tls is not self.tls:
+            yield from self.flush()
+            self.connection, self.tls = command.connection, tls
+        self.chunks.append(command.data)
+
+    def flush(self) -> CommandGenerator[None]:
+        if not self.chunks:
+            return
+        assert self.connection is not None
+        data = _joined(self.chunks)
+        self.chunks = []
+        if self.tls is not None:
+            yield from self.tls.send_data(data)
+        else:
+            yield commands.SendData(self.connection, data)
+
+
+class Express:
+    """The way of one client connection's events, from the socket to the HTTP layer that speaks with the client."""
+
+    def __init__(self, http: FlatLayer, tls: ClientTLSLayer | None, around: list[Layer]) -> None:
+        self._http = http
+        self._tls = tls
+        self._client = http.context.client
+        self._long_way = partial(HttpProxy.handle_event, around[0])
+        self._outer = [layer.command_sources for layer in around if isinstance(layer, HttpLayer)]
+
+    def handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        kind = type(event)
+        if kind is events.DataReceived:
+            assert isinstance(event, events.DataReceived)
+            if self._tls is not None and event.connection is self._client:
+                yield from _receive(self._tls, event.data, self._pass_in)
+            else:
+                yield from self._pass_in(event)
+        elif isinstance(event, events.CommandCompleted):
+            if any(event.command in sources for sources in self._outer):
+                yield from self._long_way(event)  # it was asked before this way was open, or when the client left
+            else:
+                yield from self._pass_in(event)
+        elif isinstance(event, events.ConnectionClosed) and event.connection is not self._client:
+            yield from self._pass_in(event)
+        else:
+            yield from self._long_way(event)
+
+    def _pass_in(self, event: events.Event) -> CommandGenerator[None]:
+        tls = self._tls
+        if tls is None:
+            yield from self._http._handle_event(event)
+            return
+        for command in self._http._handle_event(event):
+            if not isinstance(command, commands.ConnectionCommand) or command.connection is not self._client:
+                yield command
+            elif isinstance(command, commands.SendData):
+                yield from tls.send_data(command.data)
+            elif isinstance(command, commands.CloseConnection):
+                yield commands.CloseConnection(self._client)  # as a tunnel does: never by half
+            else:
+                yield command
+
+
+_TUNNEL = (HttpProxy, HttpLayer, HttpStream, ServerTLSLayer, ClientTLSLayer)
+"""The layers around the HTTP layer inside an intercepted tunnel; without TLS there is only the first."""
+
+
+def _take_express(http: FlatLayer) -> None:
+    """Open the short way for a connection whose layers are the ones we know."""
+    layers = http.context.layers
+    around = layers[: layers.index(http)]
+    if len(around) not in (1, len(_TUNNEL)) or not all(map(isinstance, around, _TUNNEL)):
+        return
+    if http.context.server.timestamp_start is not None:
+        return
+    tls = around[-1] if len(around) > 1 else None
+    if tls is not None:
+        assert isinstance(tls, ClientTLSLayer)
+        if tls.tunnel_state is not TunnelState.OPEN or tls.conn is not tls.tunnel_connection:
+            return
+    around[0].handle_event = Express(http, tls, around).handle_event  # type: ignore[method-assign]
