@@ -68,15 +68,68 @@ class Told:
         return self.read()
 
 
-def log_exchange(
+@dataclass(frozen=True, slots=True)
+class ManualLog:
+    """A manual log that was found to be in order. Reading it, which costs ten times as much, is left for later."""
+
+    id: str
+    parts: tuple[dict[str, Any], dict[str, Any]]
+    """providerRequest and providerResponse."""
+    provider: str
+    """As the log names it, or its path does."""
+    fields: tuple[tuple[str, str], ...]
+    url: str
+    status: int
+    times: tuple[float, float, float | None]
+
+    def exchange(self) -> Exchange:
+        """The exchange that the log describes. Does not raise."""
+        request, response = self.parts
+        asked = redact(request.get("json"))
+        logged = read_logged(redact(response.get("json")), response.get("textBody"))
+        directives = directives_of(request.get("meta"), self.fields)
+        event = _event(asked)
+        form = guess_format(self.provider, asked, logged)
+        host, path = _place(self.url)
+        start, end, ttft = self.times
+        exchange = Exchange(
+            id=self.id,
+            created_at=start,
+            started=0.0,
+            route=Route(self.provider, host, form, None, inference=True, model=event),
+            directives=directives,
+            method="POST",
+            path=path,
+            request_headers=kept_headers(self.fields, "application/json"),
+            request_body=_dump(asked),
+            source="log",
+            status=self.status,
+            response_headers=_response_headers(response.get("headers"), logged),
+            size_response=len(logged.body),
+            ended=max(0.0, end - start),
+            first_byte=ttft,
+            finished=True,
+            warnings=list(directives.warnings),
+        )
+        _end(exchange, self.status)
+        cost = _cost(response.get("cost"))
+        if event:
+            exchange.sink = Told(logged.body, lambda: read_event(logged, self.status, cost))
+        else:
+            cut = exchange.aborted is not None
+            exchange.sink = Told(logged.body, lambda: read_reply(form, logged, exchange.status, cost_usd=cost, cut=cut))
+        return exchange
+
+
+def check_log(
     body: Any,
     path_provider: str,
     headers: Iterable[tuple[str, str]],
     now: float,
     *,
     strict: bool = True,
-) -> Exchange:
-    """Build the exchange that a manual log describes.
+) -> ManualLog:
+    """Check a manual log, and give it its id.
 
     Args:
         body: the decoded JSON.
@@ -89,45 +142,33 @@ def log_exchange(
         LogError: a part is missing or of the wrong type.
     """
     request, response, timing = _parts(body, strict)
-    asked = redact(request.get("json"))
     url = _url(request)
     status = _status(response)
-    logged = read_logged(redact(response.get("json")), response.get("textBody"))
-    fields = [(name, value) for name, value in headers if isinstance(value, str)]
-    directives = directives_of(request.get("meta"), fields)
+    fields = tuple((name, value) for name, value in headers if isinstance(value, str))
     provider = _provider(body.get("provider"), path_provider, url)
-    event = _event(asked)
-    form = guess_format(provider, asked, logged)
-    host, path = _place(url)
-    route = Route(provider, host, form, None, inference=True, model=event)
-    start, end, ttft = _times(timing, now)
-    exchange = Exchange(
-        id=directives.request_id or new_request_id(int(start * 1000)),
-        created_at=start,
-        started=0.0,
-        route=route,
-        directives=directives,
-        method="POST",
-        path=path,
-        request_headers=kept_headers(fields, "application/json"),
-        request_body=_dump(asked),
-        source="log",
-        status=status,
-        response_headers=_response_headers(response.get("headers"), logged),
-        size_response=len(logged.body),
-        ended=max(0.0, end - start),
-        first_byte=ttft,
-        finished=True,
-        warnings=list(directives.warnings),
+    times = _times(timing, now)
+    chosen = _chosen_id(request.get("meta"), fields)
+    return ManualLog(
+        chosen or new_request_id(int(times[0] * 1000)), (request, response), provider, fields, url, status, times
     )
-    _end(exchange, status)
-    cost = _cost(response.get("cost"))
-    if event:
-        exchange.sink = Told(logged.body, lambda: read_event(logged, status, cost))
-    else:
-        cut = exchange.aborted is not None
-        exchange.sink = Told(logged.body, lambda: read_reply(form, logged, exchange.status, cost_usd=cost, cut=cut))
-    return exchange
+
+
+def log_exchange(
+    body: Any, path_provider: str, headers: Iterable[tuple[str, str]], now: float, *, strict: bool = True
+) -> Exchange:
+    """Check and read a manual log at once; see `check_log`."""
+    return check_log(body, path_provider, headers, now, strict=strict).exchange()
+
+
+def _chosen_id(meta: Any, fields: Iterable[tuple[str, str]]) -> str | None:
+    """The id the client chose, when it is one."""
+    chosen = [
+        (name, value)
+        for name, value in (meta.items() if isinstance(meta, dict) else ())
+        if name[:19].lower() == "helicone-request-id"
+    ]
+    sent = [(name, value) for name, value in fields if name[:19].lower() == "helicone-request-id"]
+    return directives_of(dict(chosen), sent).request_id if chosen or sent else None
 
 
 def _parts(body: Any, strict: bool) -> tuple[dict[str, Any], dict[str, Any], Any]:

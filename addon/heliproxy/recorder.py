@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ IDLE_SECONDS = 0.3
 MAX_PENDING_BYTES = 256 * 1024 * 1024
 """Of bytes waiting for this thread; past it, bodies are dropped first."""
 MAX_PENDING_ITEMS = 50_000
+MAX_UNWRITTEN = 10_000
+"""Rows that the database has not taken yet; past it, logs are refused, for whoever sends one can send it again."""
 
 Job = Callable[[], Any]
 
@@ -56,6 +58,14 @@ class _Call:
     done: threading.Event = field(default_factory=threading.Event)
     result: Any = None
     error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Told:
+    """Calls made elsewhere, still to be read on the recorder's thread."""
+
+    read: Callable[[], Iterable[Exchange]]
+    size: int
 
 
 class Recorder:
@@ -117,6 +127,24 @@ class Recorder:
             self.counters.lost_rows += 1
             return
         self._queue.put(exchange)
+
+    def take(self, read: Callable[[], Iterable[Exchange]], size: int) -> bool:
+        """Take calls that were made elsewhere, `size` bytes of them; `read` is called on the recorder's thread.
+
+        Unlike a call that has passed the proxy, these can be refused: False when there is no room, or no database
+        that takes what is there already.
+        """
+        unwritten = 0 if self.writer is None else self.writer.buffered
+        if (
+            unwritten > MAX_UNWRITTEN
+            or self._pending_bytes + size > MAX_PENDING_BYTES
+            or self._queue.qsize() > MAX_PENDING_ITEMS
+            or not self.alive
+        ):
+            return False
+        self._pending_bytes += size
+        self._queue.put(_Told(read, size))
+        return True
 
     def put(self, record: Record) -> None:
         """Take a finished record from another door (after-the-fact logging, WebSocket)."""
@@ -196,6 +224,10 @@ class Recorder:
                 exchange.sink.feed(chunks)
             elif isinstance(item, Exchange):
                 self._record(item)
+            elif isinstance(item, _Told):
+                self._pending_bytes -= item.size
+                for exchange in item.read():
+                    self._record(exchange)
             elif isinstance(item, Record):
                 self._add(item)
             else:

@@ -39,11 +39,15 @@ class LazyApp:
         self._app: Any = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.made()(scope, receive, send)
+
+    def made(self) -> Any:
+        """The Starlette app itself."""
         if self._app is None:
             from heliproxy.api import create_app
 
             self._app = create_app(self._addon)
-        await self._app(scope, receive, send)
+        return self._app
 
     def close(self) -> None:
         """Close what the app has kept open."""
@@ -58,7 +62,7 @@ class ApiServer:
         OSError: from `start`, when the port cannot be had.
     """
 
-    def __init__(self, app: Any, host: str, port: int) -> None:
+    def __init__(self, app: LazyApp, host: str, port: int) -> None:
         self._app, self._host, self._port = app, host, port
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -66,6 +70,8 @@ class ApiServer:
 
     async def start(self) -> None:
         import uvicorn
+
+        from heliproxy.api.wire import protocol_for
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager
@@ -83,6 +89,7 @@ class ApiServer:
         self.address = listener.getsockname()[:2]
         config = uvicorn.Config(
             self._app,
+            http=protocol_for(self._app.made),
             log_config=None,
             access_log=False,
             lifespan="off",

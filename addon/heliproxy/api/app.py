@@ -90,6 +90,7 @@ def build(addon: Heliproxy) -> Starlette:
     )
     app.state.addon = addon
     app.state.api = api
+    app.state.guard = Guard(app, token=lambda: api.token)
     return app
 
 

@@ -30,6 +30,8 @@ COOKIE = "heliproxy_token"
 OPEN_PATHS = ("/health", "/v1/signed-body", "/v1/helicone-sql/download/", "/v1/public/", "/login", "/static/")
 """Need no token: they tell nothing, take the token themselves, or carry a signature of their own."""
 OTLP_PATHS = ("/v1/traces", "/v1/trace/log", "/v1/trace/log-python")
+EXTRA_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+"""Of every answer: they keep browsers from guessing and storing."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -138,8 +140,7 @@ def with_headers(send: Send) -> Send:
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
-            extra = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
-            message["headers"] = [*message["headers"], *(pair for pair in extra if pair[0] not in present)]
+            message["headers"] = [*message["headers"], *(pair for pair in EXTRA_HEADERS if pair[0] not in present)]
         await send(message)
 
     return sending

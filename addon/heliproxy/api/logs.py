@@ -3,63 +3,82 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from heliproxy.api.endpoint import ANY, FLAG, TEXT, Call, Endpoint, a_list, an_object
+from heliproxy.api.endpoint import ANY, FLAG, TEXT, Api, Call, Endpoint, a_list, an_object, failure
 from heliproxy.api.errors import ApiError, bad
 from heliproxy.api.fields import TOO_LARGE, parse_json
 from heliproxy.api.objects import get_object, put_object
-from heliproxy.exchange import Exchange
-from heliproxy.ingest import PATH_PROVIDERS, LogError, log_exchange
+from heliproxy.ingest import PATH_PROVIDERS, LogError, check_log
 from heliproxy.ingest_otlp import OtlpError, read_json, read_protobuf, span_exchanges
 
+BUSY = "logs come faster than they can be written; send this one again"
 STATUSES = ("PENDING", "RUNNING", "SUCCESS", "FAILED", "CANCELLED")
 
 
+@dataclass(frozen=True, slots=True)
+class LogPath:
+    """What one path of manual logs asks of them, and how it answers."""
+
+    provider: str
+    strict: bool = False
+    envelope: bool = True
+    """Of a body that is no JSON at all: told in the envelope of the REST API, else as the worker tells it."""
+    typed: bool = False
+    """What is wrong is answered as a list of fields."""
+
+
+LOG_PATHS = {f"/{name}/v1/log": LogPath(provider, True, False) for name, provider in PATH_PROVIDERS.items()} | {
+    "/v1/trace/custom/log": LogPath("custom"),
+    "/v1/trace/custom/v1/log": LogPath("custom"),
+    "/v1/trace/custom/log/typed": LogPath("custom", typed=True),
+}
+
+
 async def manual(call: Call) -> Response:
-    """A manual log: 200 `ok`, with the id of the new request in a header."""
-    provider = PATH_PROVIDERS[call.request.url.path.split("/")[1]]
+    """A manual log: 200 `ok`, with the id of the new request in a header, or what is wrong with it."""
+    path = LOG_PATHS[call.request.scope["path"]]
     try:
-        exchange = log_exchange(await _log_body(call), provider, call.headers, call.api.clock())
+        raw = await call.body()
+    except ApiError as e:
+        return refusal(path, e)
+    return answer_log(call.api, path, call.headers, raw)
+
+
+def answer_log(api: Api, path: LogPath, headers: Sequence[tuple[str, str]], raw: bytes) -> Response:
+    """Check a log and hand it to the recorder; the answer says what became of it."""
+    try:
+        log = check_log(parse_json(raw), path.provider, headers, api.clock(), strict=path.strict)
     except LogError as e:
+        if path.typed:
+            return JSONResponse({"isValid": False, "errors": [{"field": e.field, "message": str(e)}]}, 400)
         return JSONResponse({"error": str(e)}, 400)
     except ApiError as e:
-        if e.message == TOO_LARGE:
-            return PlainTextResponse(TOO_LARGE, 400)
-        return JSONResponse({"error": e.message}, e.status)
-    call.api.recorder.finish(exchange)
-    return _ok(exchange)
+        return refusal(path, e)
+    if not api.recorder.take(lambda: (log.exchange(),), len(raw)):
+        return busy(path)
+    if path.typed:
+        return JSONResponse({"isValid": True, "errors": []}, headers={"helicone-id": log.id})
+    return PlainTextResponse("ok", headers={"helicone-id": log.id})
 
 
-async def _log_body(call: Call) -> Any:
-    return parse_json(await call.body())
+def refusal(path: LogPath, error: ApiError) -> Response:
+    """The answer to a body that cannot be read."""
+    if path.envelope:
+        return failure(error.message, error.status)
+    if error.message == TOO_LARGE:
+        return PlainTextResponse(TOO_LARGE, 400)
+    return JSONResponse({"error": error.message}, error.status)
 
 
-def _ok(exchange: Exchange) -> Response:
-    return PlainTextResponse("ok", headers={"helicone-id": exchange.id})
-
-
-async def custom(call: Call) -> Response:
-    """The same body on the trace paths; times may be left out."""
-    try:
-        exchange = log_exchange(await _log_body(call), "custom", call.headers, call.api.clock(), strict=False)
-    except LogError as e:
-        return JSONResponse({"error": str(e)}, 400)
-    call.api.recorder.finish(exchange)
-    return _ok(exchange)
-
-
-async def typed(call: Call) -> Response:
-    """The same again; what is wrong is answered as a list of fields."""
-    try:
-        exchange = log_exchange(await _log_body(call), "custom", call.headers, call.api.clock(), strict=False)
-    except LogError as e:
-        errors = [{"field": e.field, "message": str(e)}]
-        return JSONResponse({"isValid": False, "errors": errors}, 400)
-    call.api.recorder.finish(exchange)
-    return JSONResponse({"isValid": True, "errors": []}, headers={"helicone-id": exchange.id})
+def busy(path: LogPath | None = None) -> Response:
+    """The answer to logs for which there is no room: nothing of them is kept, and they may be sent again."""
+    response = failure(BUSY, 503) if path is None or path.envelope else JSONResponse({"error": BUSY}, 503)
+    response.headers["retry-after"] = "1"
+    return response
 
 
 async def traces(call: Call) -> Response:
@@ -70,8 +89,9 @@ async def traces(call: Call) -> Response:
         spans = read_json(raw) if kind.endswith("json") else read_protobuf(raw)
     except OtlpError as e:
         raise bad(str(e)) from e
-    for exchange in span_exchanges(spans, call.headers, call.api.clock()):
-        call.api.recorder.finish(exchange)
+    headers, now = call.headers, call.api.clock()
+    if not call.api.recorder.take(lambda: span_exchanges(spans, headers, now), len(raw)):
+        return busy()
     if kind.endswith("json"):
         return JSONResponse({})
     return Response(b"", media_type="application/x-protobuf")
@@ -122,9 +142,9 @@ ENDPOINTS = (
         Endpoint("POST", f"/{name}/v1/log", manual, f"Log a call ({name})", LOG, raw=TEXT, media=PLAIN)
         for name in PATH_PROVIDERS
     ),
-    Endpoint("POST", "/v1/trace/custom/log", custom, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
-    Endpoint("POST", "/v1/trace/custom/v1/log", custom, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
-    Endpoint("POST", "/v1/trace/custom/log/typed", typed, "Log a call, checked", LOOSE_LOG, raw=VALID),
+    Endpoint("POST", "/v1/trace/custom/log", manual, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
+    Endpoint("POST", "/v1/trace/custom/v1/log", manual, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
+    Endpoint("POST", "/v1/trace/custom/log/typed", manual, "Log a call, checked", LOOSE_LOG, raw=VALID),
     *(
         Endpoint("POST", path, traces, "Take OTLP spans", an_object(resourceSpans=a_list(ANY)), raw={"type": "object"})
         for path in ("/v1/traces", "/v1/trace/log", "/v1/trace/log-python")
