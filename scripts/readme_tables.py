@@ -173,7 +173,7 @@ def addon_options() -> str:
 
 
 def schema() -> Mapping[str, Mapping[str, str]]:
-    """Every table of the database with its columns and their SQLite types."""
+    """Every table that people read, with its columns and their SQLite types."""
     conn = sqlite3.connect(":memory:", isolation_level=None)
     try:
         migrations.migrate(conn)
@@ -181,7 +181,7 @@ def schema() -> Mapping[str, Mapping[str, str]]:
         return {
             name: {row[1]: row[2] for row in conn.execute(f"PRAGMA table_info({name})")}
             for name in names
-            if not name.startswith(("_", "sqlite_"))
+            if not name.startswith(("_", "sqlite_", "rollup"))
         }
     finally:
         conn.close()

@@ -439,3 +439,52 @@ def test_killed_process_leaves_every_flushed_row_and_whole_batches(path: Path) -
     assert stored >= acknowledged
     assert stored % 20 == 0
     assert stored == properties == bodies
+
+
+# -- sums of the past -----------------------------------------------------------------------------------------------
+
+
+def sum_up(path: Path) -> None:
+    """Pretend that the hours of 2026-09-01 up to 13:00 are summed up, in two levels."""
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("UPDATE rollup_horizon SET until = '2026-09-01T13:00:00.000Z'")
+        first = 1788220800 // 3600  # 2026-09-01T00:00Z
+        conn.executemany(
+            "INSERT OR REPLACE INTO rollup_periods (level, start, rows, kinds) VALUES (?, ?, 0, '')",
+            [(0, first + hour) for hour in range(13)] + [(2, first // 16)],
+        )
+
+
+def forgotten(path: Path) -> list[int]:
+    """The hours of that day whose sums are gone; -1 for the block of sixteen that holds them."""
+    with closing(sqlite3.connect(path)) as conn:
+        kept = set(conn.execute("SELECT level, start FROM rollup_periods").fetchall())
+    first = 1788220800 // 3600
+    hours = [hour for hour in range(13) if (0, first + hour) not in kept]
+    return hours if (2, first // 16) in kept else [-1, *hours]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda w: w.add(Record({"id": "new", "created_at": "2026-09-01T13:00:00.000Z"})), []),
+        (lambda w: w.add(Record({"id": "late", "created_at": "2026-09-01T04:59:59.999Z"})), [-1, 4]),
+        (lambda w: w.add(Record({"id": "old", "created_at": "2026-09-01T14:00:00.000Z"})), [-1, 2]),
+        (lambda w: w.add(Record({"id": "old", "created_at": "2026-09-01T05:00:00.000Z"})), [-1, 2, 5]),
+        (lambda w: w.set_property("old", "team", "x"), [-1, 2]),
+        (lambda w: w.set_property("unknown", "team", "x"), []),
+        (lambda w: w.add_feedback("old", True), []),
+        (lambda w: w.write([("DELETE FROM requests WHERE id = ?", ("old",))]), [-1, 2]),
+        (lambda w: w.write([("DELETE FROM properties WHERE request_id = ?", ("old",))]), [-1, 2]),
+        (lambda w: w.write([("UPDATE requests SET cost_usd = 1 WHERE id = ?", ("old",))]), [-1, 2]),
+        (lambda w: w.write([("UPDATE properties SET value = 1 WHERE request_id = ?", ("old",))]), [-1, 2]),
+    ],
+)
+def test_change_of_the_past_forgets_its_sums(path: Path, change: Any, expected: list[int]) -> None:
+    writer = Store(path).writer()
+    writer.add(Record({"id": "old", "created_at": "2026-09-01T02:30:00.000Z"}, {"env": "prod"}))
+    writer.flush(force=True)
+    sum_up(path)
+    change(writer)
+    writer.close()
+    assert forgotten(path) == expected

@@ -209,6 +209,92 @@ M002 = (
 )
 
 
+def stale_periods(at: str) -> str:
+    """Statements that forget every sum a request made at `at`, an SQL expression, has part in."""
+    hour = f"CAST(strftime('%s', substr({at}, 1, 13) || ':00') AS INTEGER) / 3600"
+    return " ".join(
+        f"DELETE FROM rollup_periods WHERE level = {level} AND start = {hour} / {4**level};" for level in range(6)
+    )
+
+
+def made_at(row: str) -> str:
+    return f"(SELECT created_at FROM requests WHERE id = {row}.request_id)"
+
+
+M003 = (
+    # Sums of whole hours, and of blocks of 4, 16, 64, 256 and 1024 hours, for reports over many rows: see `rollups`.
+    # All of it can be made again from `requests` and `properties`. `start` counts blocks of its level since 1970.
+    # A period counts only while its row is here; `kinds` is NULL while it is being made.
+    """
+    CREATE TABLE rollup_periods (
+        level INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        rows INTEGER,
+        kinds TEXT,
+        claim INTEGER,
+        PRIMARY KEY (level, start)
+    ) WITHOUT ROWID
+    """,
+    # The groups' columns are named as in `requests`, so that the same conditions select from both.
+    """
+    CREATE TABLE rollups (
+        kind TEXT NOT NULL,
+        level INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        provider TEXT,
+        model TEXT,
+        host TEXT,
+        status INTEGER,
+        error_type TEXT,
+        cache TEXT,
+        user_id TEXT,
+        key_fingerprint TEXT,
+        client TEXT,
+        prompt_id TEXT,
+        run_id TEXT,
+        session_id TEXT,
+        property TEXT,
+        requests INTEGER,
+        errors INTEGER,
+        hits INTEGER,
+        aborted INTEGER,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cache_read_tokens INTEGER,
+        cache_write_tokens INTEGER,
+        reasoning_tokens INTEGER,
+        cost_usd REAL,
+        fees_usd REAL,
+        saved_usd REAL,
+        estimated INTEGER,
+        unpriced INTEGER,
+        first_at TEXT,
+        last_at TEXT,
+        latencies BLOB,
+        waits BLOB,
+        PRIMARY KEY (kind, level, start, number)
+    ) WITHOUT ROWID
+    """,
+    # One row: the end of the newest period. A request newer than that, as nearly all are, costs a trigger one look.
+    "CREATE TABLE rollup_horizon (until TEXT NOT NULL)",
+    "INSERT INTO rollup_horizon (until) VALUES ('')",
+    *(
+        f"CREATE TRIGGER rollups_{name} AFTER {event} "
+        f"WHEN {at} < (SELECT until FROM rollup_horizon) BEGIN {stale_periods(at)} END"
+        for name, event, at in (
+            ("request_added", "INSERT ON requests", "NEW.created_at"),
+            ("request_changed", "UPDATE ON requests", "NEW.created_at"),
+            ("request_moved", "UPDATE OF created_at ON requests", "OLD.created_at"),
+            ("request_removed", "DELETE ON requests", "OLD.created_at"),
+            ("property_added", "INSERT ON properties", made_at("NEW")),
+            ("property_changed", "UPDATE ON properties", made_at("NEW")),
+            ("property_removed", "DELETE ON properties", made_at("OLD")),
+        )
+    ),
+)
+
+
 def m001_first_schema(db: Database) -> None:
     for statement in M001:
         db.execute(statement)
@@ -219,7 +305,12 @@ def m002_objects(db: Database) -> None:
         db.execute(statement)
 
 
-STEPS = (m001_first_schema, m002_objects)
+def m003_rollups(db: Database) -> None:
+    for statement in M003:
+        db.execute(statement)
+
+
+STEPS = (m001_first_schema, m002_objects, m003_rollups)
 NAMES = frozenset(step.__name__ for step in STEPS)
 # Steps whose tables and columns the reports use: an archived copy without the later ones can still be read.
 NEEDED_TO_READ = frozenset({m001_first_schema.__name__})
