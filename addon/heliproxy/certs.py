@@ -139,6 +139,18 @@ def ensure_ca(home: Path, hosts: Iterable[str], now: datetime | None = None) -> 
     return paths
 
 
+def prepare(home: Path, upstreams: Iterable[str], upstream_ca: Path | None) -> tuple[CaPaths, Path]:
+    """Make what a proxy needs to start: its authority, also for redirected hosts, and the roots it trusts itself.
+
+    Raises:
+        OSError: `upstream_ca` cannot be read, or a file cannot be written.
+    """
+    from heliproxy.hosts import CA_HOSTS, LOCAL_LABELS
+
+    own = tuple(host for host in upstreams if host not in LOCAL_LABELS)
+    return ensure_ca(home, CA_HOSTS + own), upstream_trust(home, upstream_ca)
+
+
 def rotate_ca(home: Path, hosts: Iterable[str], now: datetime | None = None) -> CaPaths:
     """Replace the authority by a new one with a new key. Raises as `ensure_ca`."""
     wanted = minimal_hosts(hosts)

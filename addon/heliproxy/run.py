@@ -14,11 +14,11 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
@@ -67,9 +67,10 @@ def run_command(
     try:
         if attach:
             _refuse_options_of_serve(settings)
-        sys.exit(run(settings, command, quiet=quiet, summary_file=summary_file, java=java, attach=attach))
+        status = run(settings, command, quiet=quiet, summary_file=summary_file, java=java, attach=attach)
     except OSError as e:
         raise click.ClickException(str(e)) from e
+    _leave(status)
 
 
 def run(
@@ -110,8 +111,10 @@ def run(
             attached=attach,
         )
         _say([f"heliproxy: {w}" for w in found.warnings])
-        status = supervise(program, command, before | found.changes)
-        refused, passed_on = proxy.troubles()
+        status = supervise(program, command, before | found.changes, proxy.start)
+    if quiet and summary_file is None:
+        return status
+    refused, passed_on = proxy.troubles()
     facts = summary(settings.home, run_id)
     if summary_file is not None:
         facts_out = {**facts, "command": list(command), "exit_status": status, "refused": dict(refused)}
@@ -121,19 +124,41 @@ def run(
     return status
 
 
+def _leave(status: int) -> NoReturn:
+    """End at once. All is written; taking Python down takes time, and a thread may still be importing."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # The proxy
 
 
+class _Running(Protocol):
+    """The proxy that a program uses."""
+
+    port: int
+
+    def start(self, child: int) -> None:
+        """Do what is left to do once the program runs."""
+
+    def troubles(self) -> tuple[Counter[str], int]:
+        """Hosts whose certificate was refused, with how often; and how many calls to known hosts there were."""
+
+
 class _Own:
-    """A proxy of this run alone."""
+    """A proxy of this run alone that runs before the program does."""
 
     def __init__(self, thread: ProxyThread) -> None:
         self._thread = thread
         self.port = thread.port
 
+    def start(self, child: int) -> None:
+        """Nothing is left to do."""
+
     def troubles(self) -> tuple[Counter[str], int]:
-        """Hosts whose certificate was refused, with how often; and how many calls to known hosts there were."""
         return Counter(self._thread.addon.refused), sum(self._thread.addon.seen.values())
 
 
@@ -143,13 +168,16 @@ class _Shared:
     def __init__(self, port: int) -> None:
         self.port = port
 
+    def start(self, child: int) -> None:
+        """Nothing is left to do."""
+
     def troubles(self) -> tuple[Counter[str], int]:
         """Nothing: what others do cannot be told from what this run does."""
         return Counter(), 0
 
 
 @contextmanager
-def _proxy(settings: Settings, run_id: str, attach: bool) -> Iterator[_Own | _Shared]:
+def _proxy(settings: Settings, run_id: str, attach: bool) -> Iterator[_Running]:
     if attach:
         from heliproxy import attach as attaching
 
@@ -158,12 +186,19 @@ def _proxy(settings: Settings, run_id: str, attach: bool) -> Iterator[_Own | _Sh
         yield _Shared(port)
         attaching.wait_written(port)
         return
-    from heliproxy.serve import ProxyThread, StartError
+    from heliproxy import early
 
+    own = replace(settings, run_id=run_id)
     try:
-        with ProxyThread(replace(settings, run_id=run_id)) as thread:
+        if early.suits(own):
+            with early.EarlyProxy(own) as proxy:
+                yield proxy
+            return
+        from heliproxy.serve import ProxyThread
+
+        with ProxyThread(own) as thread:
             yield _Own(thread)
-    except StartError as e:
+    except early.StartError as e:
         raise click.ClickException(str(e)) from e
 
 
@@ -198,8 +233,13 @@ def find_program(name: str, environ: Mapping[str, str]) -> str | int:
     return NOT_EXECUTABLE if exists else NOT_FOUND
 
 
-def supervise(program: str, command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run the program in the foreground, passing signals on and stopping when it stops; return its exit status."""
+def supervise(
+    program: str, command: Sequence[str], env: Mapping[str, str], started: Callable[[int], None] = lambda _: None
+) -> int:
+    """Run the program in the foreground, passing signals on and stopping when it stops; return its exit status.
+
+    `started` is called with the program's process id, where there is one.
+    """
     if os.name == "nt":
         import subprocess
 
@@ -223,6 +263,7 @@ def supervise(program: str, command: Sequence[str], env: Mapping[str, str]) -> i
             return NOT_FOUND if e.errno == errno.ENOENT else NOT_EXECUTABLE
         for number in early:
             _kill(child, number)
+        started(child)
         return _wait(child)
 
 

@@ -13,23 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import exceptions, options
 from mitmproxy.log import MitmLogHandler
-from mitmproxy.proxy import mode_specs
+from mitmproxy.proxy import mode_servers, mode_specs
 
-from heliproxy import hosts
 from heliproxy.addon import Heliproxy
-from heliproxy.certs import ensure_ca, upstream_trust
+from heliproxy.certs import prepare
 from heliproxy.dispatch import DirectDispatch
+from heliproxy.early import StartError as StartError
 from heliproxy.lean import Master, core, disable_h2c, next_layer, proxyserver, tlsconfig
 from heliproxy.settings import Settings
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
-
-
-class StartError(Exception):
-    """The proxy cannot start; the message says why and what to do."""
 
 
 class HeadlessMaster(Master):
@@ -57,14 +54,15 @@ class HeadlessMaster(Master):
 
 
 class Proxy:
-    """One headless proxy in the running event loop.
+    """One headless proxy in the running event loop; `listener` is a bound port to use instead of binding one.
 
     Raises:
         StartError: from `start`, when a port is taken or the database cannot be opened.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket | None = None) -> None:
         self.settings = settings
+        self._listener = listener
         self.addon = Heliproxy()
         self.master: HeadlessMaster | None = None
         self._task: asyncio.Task[None] | None = None
@@ -88,6 +86,8 @@ class Proxy:
         errors = _Errors()
         errors.install()
         try:
+            if self._listener is not None:
+                await _adopt(server, modes[0], self._listener)
             started = await server.servers.update(modes)
         finally:
             errors.uninstall()
@@ -141,6 +141,13 @@ class Proxy:
         await self.master.addons.get("proxyserver").servers.update([])
 
 
+async def _adopt(server: proxyserver.Proxyserver, mode: mode_specs.ProxyMode, listener: socket.socket) -> None:
+    """Have mitmproxy serve a port that is bound already, for which it has no option: it keeps a server it finds."""
+    instance: Any = mode_servers.ServerInstance.make(mode, server)
+    instance._servers = [await asyncio.start_server(instance.handle_stream, sock=listener)]
+    server.servers._instances[mode] = instance
+
+
 class _Errors(MitmLogHandler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)  # type: ignore[no-untyped-call]
@@ -161,15 +168,14 @@ def option_values(settings: Settings) -> dict[str, Any]:
     Raises:
         OSError: the CA cannot be made.
     """
-    own = tuple(host for host in settings.upstreams if host not in hosts.LOCAL_LABELS)
-    ca = ensure_ca(settings.home, hosts.CA_HOSTS + own)
+    ca, trust = prepare(settings.home, tuple(settings.upstreams), settings.upstream_ca)
     values: dict[str, Any] = {
         "listen_host": settings.host,
         "listen_port": settings.port,
         "confdir": str(ca.folder),
         "upstream_cert": False,
         "connection_strategy": "lazy",
-        "ssl_verify_upstream_trusted_ca": str(upstream_trust(settings.home, settings.upstream_ca)),
+        "ssl_verify_upstream_trusted_ca": str(trust),
     }
     return values | heliproxy_options(settings)
 
@@ -184,6 +190,7 @@ def heliproxy_options(settings: Settings) -> dict[str, Any]:
         "heliproxy_default_header": list(settings.default_headers),
         "heliproxy_allow_target": list(settings.allowed_targets),
         "heliproxy_stream_usage": settings.stream_usage,
+        "heliproxy_upstream_timeout": f"{settings.upstream_timeout:g}",
         "heliproxy_run_id": settings.run_id or "",
         "heliproxy_token": settings.token or "",
     }
@@ -219,8 +226,9 @@ class ProxyThread:
         StartError: on entering, when the proxy cannot start.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket | None = None) -> None:
         self._settings = settings
+        self._listener = listener
         self._thread = threading.Thread(target=self._main, name="heliproxy", daemon=True)
         self._ready = threading.Event()
         self._error: Exception | None = None
@@ -258,7 +266,7 @@ class ProxyThread:
     async def _amain(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        proxy = Proxy(self._settings)
+        proxy = Proxy(self._settings, self._listener)
         try:
             await proxy.start()
         except Exception as e:
