@@ -14,10 +14,12 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from heliproxy.policies import sigv4
 from heliproxy.policies.answers import Answer, DirectiveError, exception_answer, one_line, text_answer
 
 if TYPE_CHECKING:
     from heliproxy.policies.fallback import Fallback
+    from heliproxy.policies.sigv4 import Credentials
 
 PREFIX = "helicone-"
 PROPERTY_PREFIX = "helicone-property-"
@@ -38,10 +40,12 @@ _JS_FLOAT = re.compile(r"\s*[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]
 _SIGNED_HEADERS = re.compile(r"SignedHeaders=([^,\s]+)", re.IGNORECASE)
 _HELICONE_KEY = re.compile(r"(?:Bearer\s+)?([sp]k-helicone[\w-]*)", re.IGNORECASE | re.ASCII)
 
-# Read although they are not ours by name; `authorization` only when a Helicone key is inside.
+# Read although they are not ours by name; those that carry keys only when a Helicone key is inside.
 _STRIPE = "x-stripe-customer-id"
 _MOCK = "__helicone-mock-response"
-_OTHERS = frozenset({"authorization", "cache-control", _STRIPE, _MOCK})
+_CALLBACK = "upstash-callback"
+_OTHERS = frozenset({"authorization", "x-api-key", "cache-control", _STRIPE, _MOCK, _CALLBACK, *sigv4.KEY_HEADERS})
+_KEYS = frozenset({"authorization", "x-api-key"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,10 @@ class Directives:
     experiment_id: str | None = None
     node_id: str | None = None
     stripe_customer_id: str | None = None
+    upstash_callback: str | None = None
+    """Where QStash is to post the answer to: at qstash.helicone.ai it names the upstream (section 1)."""
+    aws: Credentials | None = field(default=None, repr=False)
+    """Keys to sign a call to Bedrock with (section 1)."""
     mock_response: str | None = None
     """`__helicone-mock-response`, raw; `policies.answers.mock_answer` makes the response."""
     error: Answer | None = None
@@ -163,7 +171,7 @@ def parse(headers: Pairs, defaults: Pairs = ()) -> Directives:
         lower = name.lower()
         if lower.startswith(PREFIX):
             helicone = True
-        elif lower not in _OTHERS or (lower == "authorization" and "k-helicone" not in value):
+        elif lower not in _OTHERS or (lower in _KEYS and "k-helicone" not in value):
             continue
         own[lower] = f"{own[lower]}, {value}" if lower in own else value
     defaults = defaults if isinstance(defaults, tuple) else tuple(defaults)
@@ -322,6 +330,8 @@ class _Reader:
             experiment_id=get("helicone-experiment-id"),
             node_id=get("helicone-node-id"),
             stripe_customer_id=get(_STRIPE),
+            upstash_callback=get(_CALLBACK),
+            aws=sigv4.credentials_in(self.headers),
             mock_response=get(_MOCK),
             error=self.error,
             warnings=self.all_warnings(),
@@ -352,7 +362,7 @@ class _Reader:
         inside = helicone_key(authorization) if authorization else None
         if sent and inside:
             self.fail(exception_answer("Cannot have both helicone authorization headers"))
-        value = sent or inside
+        value = sent or inside or helicone_key(self.headers.get("x-api-key", "")) or self.text("helicone-jwt")
         if value and value[:7].lower() == "bearer ":
             value = value[7:].strip()
         return value or None, inside is not None
@@ -367,7 +377,7 @@ class _Reader:
     def cache(self) -> CacheDirectives:
         headers = self.headers
         size = headers.get("helicone-cache-bucket-max-size")
-        bucket = 1 if not size else js_int(size) or 0
+        bucket = 1 if size is None else js_int(size) or 0
         if bucket > MAX_BUCKET:
             self.fail(text_answer(500, f"Cache bucket size cannot be greater than {MAX_BUCKET}"))
         elif bucket < 1:
@@ -400,7 +410,7 @@ class _Reader:
         )
 
     def integer(self, name: str, absent: int, invalid: int) -> int:
-        value = self.text(name)
+        value = self.headers.get(name)
         if value is None:
             return absent
         number = js_int(value)
@@ -410,7 +420,7 @@ class _Reader:
         return invalid
 
     def factor(self, default: float) -> float:
-        value = self.text("helicone-retry-factor")
+        value = self.headers.get("helicone-retry-factor")
         number = default if value is None else js_float(value)
         if number is not None and number >= 0:
             return number

@@ -13,7 +13,7 @@ from mitmproxy.net.http import status_codes
 
 from heliproxy import attempts
 from heliproxy.directives import is_helicone_header, signed_headers
-from heliproxy.policies import ssrf
+from heliproxy.policies import sigv4, ssrf
 from heliproxy.policies.answers import one_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Fields = tuple[tuple[bytes, bytes], ...]
-_READ_TOO = frozenset({b"authorization", b"cache-control", b"x-stripe-customer-id", b"__helicone-mock-response"})
+_KEYS = frozenset({b"authorization", b"x-api-key"})
+_READ_TOO = (
+    _KEYS
+    | {b"cache-control", b"x-stripe-customer-id", b"__helicone-mock-response", b"upstash-callback"}
+    | {name.encode() for name in sigv4.KEY_HEADERS}
+)
 
 
 def text_fields(fields: Fields) -> list[tuple[str, str]]:
@@ -37,7 +42,7 @@ def directive_fields(fields: Fields) -> Fields:
         pair
         for pair in fields
         if (name := pair[0].lower()).startswith(b"helicone-")
-        or (name in _READ_TOO and (name != b"authorization" or b"k-helicone" in pair[1]))
+        or (name in _READ_TOO and (name not in _KEYS or b"k-helicone" in pair[1]))
     )
 
 
@@ -155,6 +160,17 @@ class FlowCall:
 
     def set_header(self, name: str, value: str) -> None:
         self._request.headers[name] = value
+
+    def remove_header(self, name: str) -> None:
+        self._request.headers.pop(name, None)
+
+    @property
+    def host(self) -> str:
+        return self._request.host_header or self._request.host
+
+    @property
+    def raw_body(self) -> bytes:
+        return self._request.raw_content or b""
 
 
 async def ask_app(app: Any, request: http.Request, path: str) -> http.Response:

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from heliproxy.policies.answers import Answer, DirectiveError
 from heliproxy.policies.budget import Spender
 from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import Policy
+from heliproxy.policies.sigv4 import NOT_KEPT, Credentials, region_of, signed
 from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
 from heliproxy.record import DECODE_LIMIT, REPEATED, is_stream_type, is_whole, lower_headers
 
@@ -60,6 +61,17 @@ class Call(Protocol):
 
     def set_header(self, name: str, value: str) -> None:
         """Send this header instead of the client's."""
+
+    def remove_header(self, name: str) -> None:
+        """Send no such header."""
+
+    @property
+    def host(self) -> str:
+        """The Host header as it is sent."""
+
+    @property
+    def raw_body(self) -> bytes:
+        """The body as it is sent, content-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +149,25 @@ class Gates:
             answer = await self._check(exchange, call, body)
         if answer is None and directives.mock_response is not None:
             answer = answers.mock_answer(directives.mock_response)
+        if answer is None and directives.aws is not None and exchange.route.provider == "bedrock":
+            self._sign(exchange, call, directives.aws)
         return answer
+
+    def _sign(self, exchange: Exchange, call: Call, credentials: Credentials) -> None:
+        """Sign the call for the region its host names, in the name of the keys that came with it."""
+        region = region_of(exchange.route.host)
+        if region is None:
+            exchange.warnings.append(f"{exchange.route.host} names no AWS region, so the call was not signed")
+            return
+        for name in NOT_KEPT:
+            call.remove_header(name)
+        kept = {n.lower(): v for n, v in call.headers if n.lower() == "content-type" or n.lower().startswith("x-amz-")}
+        now = datetime.fromtimestamp(self.clock(), UTC)
+        added = signed(
+            credentials, call.method, exchange.path, {"host": call.host} | kept, call.raw_body, region, "bedrock", now
+        )
+        for name, value in added.items():
+            call.set_header(name, value)
 
     # ---------------------------------------------------------------- the body as it is sent
 
@@ -484,6 +514,7 @@ def asks(directives: Directives) -> bool:
         or directives.moderations
         or directives.mock_response is not None
         or directives.prompt.mode != "deactivated"
+        or directives.aws is not None
     )
 
 

@@ -24,6 +24,9 @@ from heliproxy.policies.answers import (
 )
 
 _KEY_SEGMENT = re.compile(r"^(/[\w-]{1,32})??/((?:sk|pk)-helicone[^/?#]*)")
+_QSTASH = "qstash.upstash.io"
+_FORWARDERS = {_QSTASH: "qstash", "gateway.llmmapper.com": "llmmapper"}
+"""Hosts that pass calls on to providers, by the name their rows have."""
 _LOG_PATH = re.compile(r"^(?:/(oai|anthropic|googleapis|custom))?/v1/log$")
 _HOME_PAGES = {
     "api.together.xyz": "https://together.xyz",
@@ -166,10 +169,22 @@ def _of_target(
         return _gateway(method, found.path, directives, allowed)
     if method == "GET" and found.host in _HOME_PAGES and found.path.partition("?")[0] == "/":
         return _redirect(host, found.path, _HOME_PAGES[found.host])
-    route = hosts.route(method, found.host, found.path) or _nobody(found.host)
+    if found.host == _QSTASH and directives.upstash_callback is not None:
+        try:
+            return to_origin(method, named.callback_origin(directives, allowed), found.path, allowed)
+        except DirectiveError as e:
+            return Destination("refused", _nobody(host), answer=e.answer, path=found.path)
+    route = hosts.route(method, found.host, found.path) or _by_path(method, found) or _nobody(found.host)
     scheme = "http" if found.port in hosts.LOCAL_PORTS else "https"
     destination = Destination("provider", route, scheme, found.host, found.port, found.path)
     return overridden(destination, method, directives, allowed)
+
+
+def _by_path(method: str, found: hosts.Target) -> Route | None:
+    """What a call is that passes one of Helicone's forwarders: its path is a provider's."""
+    label = _FORWARDERS.get(found.host)
+    route = hosts.custom_route(method, found.host, found.path) if label else None
+    return replace(route, provider=label) if route is not None and label is not None else None
 
 
 def _ai_gateway(method: str, path: str) -> Destination:

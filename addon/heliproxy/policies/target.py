@@ -72,6 +72,18 @@ def base_override(directives: Directives, allowed_hosts: Collection[str] = ()) -
     return _guarded(url, found, allowed_hosts)
 
 
+def callback_origin(directives: Directives, allowed_hosts: Collection[str] = ()) -> Origin:
+    """The target of a call to QStash that names its own with `Upstash-Callback`.
+
+    Raises DirectiveError: 500 JSON when it is no URL, 500 text when it may not be called.
+    """
+    url = directives.upstash_callback or ""
+    found = origin(url)
+    if found is None:
+        raise DirectiveError(exception_answer(f"Invalid URL: {one_line(url)[:200]}"))
+    return _guarded(url, found, allowed_hosts)
+
+
 def _guarded(url: str, found: Origin, allowed_hosts: Collection[str]) -> Origin:
     reason = ssrf.check_url(url, allowed_hosts)
     if reason is not None:
