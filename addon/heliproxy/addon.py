@@ -544,6 +544,9 @@ class Heliproxy:
             plan = attempts.plan_of(flow)
             if isinstance(plan, CallPlan):
                 plan.succeeded(flow, response.status_code)
+        if not 200 <= response.status_code <= 599:
+            # No client knows what that is; RFC 9110 section 15 has it read as a 5xx, Helicone sends a 500.
+            response.status_code, response.reason = 500, "Internal Server Error"
         self._add_headers(response, exchange)
         if not exchange.answered_here and self._is_streamed(response):
             response.stream = self._tap(flow.id, exchange, response)

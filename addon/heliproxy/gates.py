@@ -35,6 +35,8 @@ from heliproxy.record import DECODE_LIMIT, REPEATED, is_stream_type, is_whole, l
 
 logger = logging.getLogger(__name__)
 
+READ_WAIT_SECONDS = 2.0
+"""How long the cache may take to be read from disk; then it is a miss, as at Helicone."""
 SAVE_WAIT_SECONDS = 5.0
 """How long a lookup waits for an answer that is complete but still being saved."""
 
@@ -187,6 +189,7 @@ class Gates:
             return body
         if directives.prompt.mode != "deactivated":
             stripped = prompt.strip_tags(body)
+            exchange.properties.update(prompt.input_properties(stripped.inputs))
             if stripped.body != body:
                 body = stripped.body
                 call.replace_body(body)
@@ -240,7 +243,7 @@ class Gates:
             now = self.clock()
             entries = self.cache.lookup_memory(key, wanted.bucket, now)
             if entries is None:
-                entries = await _in_thread(self.cache.lookup_disk, key, wanted.bucket, now)
+                entries = await self._read(key, wanted.bucket, now)
             picked = cache.pick(entries, random.randrange)
             if picked is not None:
                 return self._hit(exchange, key, *picked)
@@ -276,6 +279,14 @@ class Gates:
         if exchange.hide_usage:
             entry = _without_usage(entry)
         return Hit(entry, cache.hit_headers(entry, index))
+
+    async def _read(self, key: bytes, bucket: int, now: float) -> list[CacheEntry | None]:
+        try:
+            async with asyncio.timeout(READ_WAIT_SECONDS):
+                return await asyncio.to_thread(self.cache.lookup_disk, key, bucket, now)
+        except TimeoutError:
+            logger.warning("cache not read within %g s, treated as a miss", READ_WAIT_SECONDS)
+            return []
 
     async def _saved(self, key: bytes) -> None:
         """Wait for an answer that its client already has in full, but that is still on its way into the cache."""

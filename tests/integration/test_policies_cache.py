@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from fakes import Answer, Upstream, chat_answer, chat_chunks, json_answer, sse_answer
+from fakes import Answer, Asked, Upstream, chat_answer, chat_chunks, json_answer, sse_answer
+from heliproxy import gates
 from rig import CHAT, KEY, Rig, chat, error, rigged, rigged_on, text_of
 
 ON = {"Helicone-Cache-Enabled": "true"}
@@ -284,10 +285,10 @@ def test_entries_live_as_long_as_cache_control_says(
     headers = ON | ({"cache-control": control} if control else {})
     rig.ask(headers, text=text)
     assert rig.last.header("cache-control") == (control or None)
-    gates = rig.run.proxy.addon.services.gates  # type: ignore[union-attr]
+    running = rig.run.proxy.addon.services.gates  # type: ignore[union-attr]
     assert kinds(rig, 1, headers, text=text) == ["HIT"]
-    clock = gates.clock
-    monkeypatch.setattr(gates, "clock", lambda: clock() + age)
+    clock = running.clock
+    monkeypatch.setattr(running, "clock", lambda: clock() + age)
     assert kinds(rig, 1, headers, text=text) == ["HIT" if kept else "MISS"]
 
 
@@ -429,6 +430,37 @@ def test_upstream_404_passes_with_its_body(rig: Rig, text: str) -> None:
     rig.script = [Answer(404, b"plain words", [("content-type", "text/plain")])]
     response = rig.ask(ON, text=text)
     assert (response.status_code, response.text) == (404, "plain words")
+
+
+def test_cache_that_cannot_be_read_in_time_is_a_miss(rig: Rig, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "READ_WAIT_SECONDS", 0.05)
+    running = rig.run.proxy.addon.services.gates  # type: ignore[union-attr]
+    held, asked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with running.state._lock:
+            held.set()
+            asked.wait(10)
+
+    def answer(_: Asked) -> Answer:
+        asked.set()
+        return json_answer(chat_answer("late"))
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    rig.script = [answer]
+    assert kinds(rig, 1, ON, text=text) == ["MISS"]
+    holder.join(10)
+    assert kinds(rig, 1, ON, text=text) == ["HIT"]
+
+
+def test_cache_that_cannot_be_read_at_all_is_a_miss(tmp_path: Path, text: str) -> None:
+    with rigged(tmp_path / "home") as rig:
+        (rig.run.home / "state.db").unlink(missing_ok=True)
+        (rig.run.home / "state.db").mkdir()
+        assert kinds(rig, 2, ON, text=text) == ["MISS", "MISS"]
+        assert rig.calls == 2
 
 
 def test_entries_survive_a_restart(tmp_path: Path, text: str) -> None:

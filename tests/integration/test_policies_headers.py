@@ -82,6 +82,16 @@ def test_id_and_status_on_every_answer(rig: Rig, status: int) -> None:
     assert rig.row(response)["status"] == status
 
 
+@pytest.mark.parametrize("status", [600, 700, 999])
+@pytest.mark.parametrize("headers", [{}, {"Helicone-User-Id": "u"}, {"Helicone-Retry-Enabled": "true"}])
+def test_status_that_http_does_not_know_becomes_a_500(rig: Rig, headers: dict[str, str], status: int) -> None:
+    rig.script = [json_answer({"error": "odd"}, status)]
+    response = rig.ask(headers)
+    assert (response.status_code, response.json(), rig.calls) == (500, {"error": "odd"}, 1)
+    assert response.headers["helicone-status"] == "success"
+    assert rig.row(response)["status"] == status
+
+
 # ---------------------------------------------------------------- 2.1 the table
 
 
@@ -233,6 +243,29 @@ def test_legacy_prompt_tags_are_taken_out(rig: Rig) -> None:
     assert rig.last.json["messages"][0]["content"] == text
 
 
+@pytest.mark.parametrize(
+    ("text", "sent", "inputs"),
+    [
+        ('<helicone-prompt-input key="name">Ada</helicone-prompt-input>', "Ada", {"name": "Ada"}),
+        ("<helicone-prompt-input key='a'>1</helicone-prompt-input>-<helicone-prompt-input key='b'>2</helicone-prompt-input>",
+         "1-2", {"a": "1", "b": "2"}),
+        ('<helicone-prompt-input key="empty"></helicone-prompt-input>!', "!", {"empty": ""}),
+        ('<helicone-prompt-input key="gone" />x', "x", {"gone": ""}),
+        ('<helicone-prompt-input key="lines">a\n"b" é</helicone-prompt-input>', 'a\n"b" é', {"lines": 'a\n"b" é'}),
+        ("<helicone-prompt-static>fixed</helicone-prompt-static> words", "fixed words", {}),
+        ('<helicone-prompt-input key="open">never closed', '<helicone-prompt-input key="open">never closed', {}),
+        ("plain <b>tags</b>", "plain <b>tags</b>", {}),
+    ],
+)  # fmt: skip
+def test_inputs_of_legacy_prompts_are_logged(rig: Rig, text: str, sent: str, inputs: dict[str, str]) -> None:
+    response = rig.ask({"Helicone-Prompt-Id": "greeting"}, text=text)
+    assert rig.last.json["messages"][0]["content"] == sent
+    found = rig.properties(response)
+    start = "Helicone-Prompt-Input-"
+    assert {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)} == inputs
+    assert found["Helicone-Prompt-Id"] == "greeting"
+
+
 @pytest.mark.parametrize(("mode", "status"), [("production", 200), ("testing", 200), ("deactivated", 200), ("x", 500)])
 def test_prompt_modes(rig: Rig, mode: str, status: int) -> None:
     response = rig.ask({"Helicone-Prompt-Mode": mode})
@@ -251,7 +284,7 @@ def test_an_upstream_may_think_for_half_an_hour(rig: Rig) -> None:
     assert rig.run.proxy.proxy is not None
     master = rig.run.proxy.proxy.master
     assert master is not None
-    assert master.options.tcp_timeout == 1800
+    assert master.options.tcp_timeout == 1860
 
 
 # ---------------------------------------------------------------- streams

@@ -9,8 +9,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+INPUT_PREFIX = "Helicone-Prompt-Input-"
+MAX_INPUTS = 50
+MAX_KEY = 64
+MAX_VALUE = 1024
 _MARK = b"helicone-"
 _TAG = re.compile(
     r"<helicone-(?P<kind>prompt-input|auto-prompt-input)(?P<attributes>(?:\s[^<>]*)?)(?:/>|>(?P<text>.*?)</helicone-(?P=kind)\s*>)",
@@ -28,6 +35,12 @@ class Stripped:
     inputs: dict[str, str] = field(default_factory=dict)
     template: Any = None
     """The JSON body with an empty tag in each input's place; None when nothing was found."""
+
+
+def input_properties(inputs: Mapping[str, str]) -> dict[str, str]:
+    """The inputs of a prompt as properties of the row: `Helicone-Prompt-Input-name`."""
+    kept = list(inputs.items())[:MAX_INPUTS]
+    return {f"{INPUT_PREFIX}{key[:MAX_KEY]}": value[:MAX_VALUE] for key, value in kept}
 
 
 def strip_tags(body: bytes) -> Stripped:
