@@ -113,7 +113,8 @@ async def logs(api: str, connections: int, rate: float, seconds: float) -> dict[
         head = (
             f"POST {LOG_PATH} HTTP/1.1\r\nhost: {authority}\r\ncontent-type: application/json\r\nuser-agent: bench\r\n"
             f"authorization: Bearer sk-helicone-fake\r\nhelicone-user-id: user-{number % 100}\r\n"
-            f"helicone-property-app: bench\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"helicone-session-id: session-{number // 20}\r\nhelicone-property-app: bench\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
         )
         streams[1].write(head.encode() + body)
         answer, _ = await read_message(streams[0])

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from heliproxy.exchange import Exchange
-from heliproxy.ingest import LogError, log_exchange, provider_name
+from heliproxy.ingest import LogError, check_log, log_exchange, provider_name
 from heliproxy.pricing import Prices
 from heliproxy.record import Pricing, build_record
+from heliproxy.redact import _SECRET_NAMES, may_hold_secrets
 from heliproxy.store import Record
 from heliproxy.tokens import estimate
 
@@ -271,3 +274,46 @@ def test_every_captured_log_is_understood(record: Any, shared: Path) -> None:
         assert stored.row["parse_error"] is None, capture["label"]
         assert stored.row["status"] == body["providerResponse"]["status"], capture["label"]
         assert stored.row["request_model"] or stored.row["model"], capture["label"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b'{"model": "m", "usage": {"prompt_tokens": 3}}', False),
+        (b'{"key": 1, "monkey": 2}', True),
+        (b'{"api_key": "x"}', True),
+        (b'{"API-KEY": "x"}', True),
+        (b'{"a_p_i.k_e_y_": "x"}', True),
+        (b'{"awsAccessKeyId": "x"}', True),
+        (b'{"AWS_SESSION_TOKEN": "x"}', True),
+        (b'{"Helicone-Auth": "x"}', True),
+        (b'{"authorization": "x"}', True),
+        (b'{"client_secret": "x"}', True),
+        (b'{"Password": "x"}', True),
+        (b'{"vertex_credentials": "x"}', True),
+        (rb'{"api_k\u0065y": "x"}', True),
+        (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", True),
+        (b"", False),
+    ],
+)
+def test_it_is_known_quickly_that_a_text_holds_no_secret(raw: bytes, expected: bool) -> None:
+    assert may_hold_secrets(raw) is expected
+
+
+@given(st.sampled_from(sorted(_SECRET_NAMES)), st.data())
+def test_every_name_of_a_secret_is_suspected(name: str, data: st.DataObject) -> None:
+    spelled = "".join(
+        (letter.upper() if data.draw(st.booleans()) else letter) + data.draw(st.sampled_from(["", "_", "-", "."]))
+        for letter in name
+    )
+    assert may_hold_secrets(json.dumps({spelled: "x"}).encode())
+
+
+def test_secrets_go_whether_or_not_the_raw_text_is_at_hand() -> None:
+    body = {
+        "providerRequest": {"url": "x", "json": {"model": "m", "api_key": "sk-1"}},
+        "providerResponse": {"status": 200, "json": ANSWER},
+    }
+    checked = check_log(body, "openai", [], NOW, strict=False)
+    for raw in (None, json.dumps(body).encode()):
+        assert b"sk-1" not in (checked.exchange(raw).request_body or b"")

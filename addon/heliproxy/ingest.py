@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from heliproxy.exchange import STATUS_CANCELLED, STATUS_THREAT, STATUS_TIMEOUT, 
 from heliproxy.hosts import Route
 from heliproxy.ids import new_request_id
 from heliproxy.ingest_answer import Logged, guess_format, read_event, read_logged, read_reply
-from heliproxy.redact import redact
+from heliproxy.redact import may_hold_secrets, redact
 
 PATH_PROVIDERS = {"oai": "openai", "anthropic": "anthropic", "googleapis": "google", "custom": "custom"}
 """First segment of the log path -> provider."""
@@ -82,11 +83,13 @@ class ManualLog:
     status: int
     times: tuple[float, float, float | None]
 
-    def exchange(self) -> Exchange:
-        """The exchange that the log describes. Does not raise."""
+    def exchange(self, raw: bytes | None = None) -> Exchange:
+        """The exchange that the log describes. Does not raise. `raw`: the JSON it was decoded from, if at hand."""
         request, response = self.parts
-        asked = redact(request.get("json"))
-        logged = read_logged(redact(response.get("json")), response.get("textBody"))
+        asked, answer = request.get("json"), response.get("json")
+        if raw is None or may_hold_secrets(raw):
+            asked, answer = redact(asked), redact(answer)
+        logged = read_logged(answer, response.get("textBody"))
         directives = directives_of(request.get("meta"), self.fields)
         event = _event(asked)
         form = guess_format(self.provider, asked, logged)
@@ -249,7 +252,13 @@ def directives_of(meta: Any, fields: Iterable[tuple[str, str]]) -> Directives:
             found[lower] = value
         elif lower == "authorization" and value:
             found.setdefault("helicone-auth", value)
-    return parse(found.items())
+    return _parsed(tuple(found.items()))
+
+
+@lru_cache(maxsize=256)
+def _parsed(headers: tuple[tuple[str, str], ...]) -> Directives:
+    # One logger sends the same headers with most of its logs.
+    return parse(headers)
 
 
 def provider_name(value: Any) -> str | None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +34,14 @@ MAX_PENDING_ITEMS = 50_000
 MAX_UNWRITTEN = 10_000
 """Rows that the database has not taken yet; past it, logs are refused, for whoever sends one can send it again."""
 
+GATHER_SECONDS = 0.02
+"""Logs are read in company, so that not every one of them wakes this thread."""
+PAUSE_SECONDS = 0.00005
+"""Between two logs: long enough for the event loop to take over, which would else wait for Python's lock."""
+
 Job = Callable[[], Any]
+_LOGS = object()
+"""In the queue: there are logs to be read."""
 
 
 Listener = Callable[[list[str]], None]
@@ -86,6 +95,7 @@ class Recorder:
         self._pricing: Pricing | None = None
         self._clock = clock
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._told: deque[_Told] = deque()
         self._pending_bytes = 0
         self._thread = threading.Thread(target=self._run, name="heliproxy-recorder", daemon=True)
         self._started = threading.Event()
@@ -138,13 +148,20 @@ class Recorder:
         if (
             unwritten > MAX_UNWRITTEN
             or self._pending_bytes + size > MAX_PENDING_BYTES
-            or self._queue.qsize() > MAX_PENDING_ITEMS
+            or len(self._told) > MAX_PENDING_ITEMS
             or not self.alive
         ):
             return False
         self._pending_bytes += size
-        self._queue.put(_Told(read, size))
+        self._told.append(_Told(read, size))
+        if len(self._told) == 1:
+            self._queue.put(_LOGS)
         return True
+
+    @property
+    def waiting(self) -> int:
+        """Number of calls, and pieces of calls, that the thread has not looked at yet."""
+        return self._queue.qsize() + len(self._told)
 
     def put(self, record: Record) -> None:
         """Take a finished record from another door (after-the-fact logging, WebSocket)."""
@@ -184,22 +201,30 @@ class Recorder:
         finally:
             self._started.set()
         deadline: float | None = None
+        logs_due: float | None = None
         ready = False
         while True:
+            due = min((at for at in (deadline, logs_due) if at is not None), default=None)
             try:
-                wait = None if deadline is None else max(0.0, deadline - self._clock())
-                item = self._queue.get(timeout=wait if ready else IDLE_SECONDS)
+                wait = None if due is None else max(0.0, due - self._clock())
+                item = self._queue.get(timeout=IDLE_SECONDS if wait is None and not ready else wait)
             except queue.Empty:
-                if not ready:
+                if due is None:
                     ready = True
                     self._get_ready()
-                deadline = self._commit()
-                continue
-            if item is None:
-                self._commit(final=True)
-                self.writer.close()
-                return
-            self._take(item)
+            else:
+                if item is None:
+                    self._read_logs()
+                    self._commit(final=True)
+                    self.writer.close()
+                    return
+                if item is _LOGS:
+                    logs_due = self._clock() + GATHER_SECONDS
+                else:
+                    self._take(item)
+            if logs_due is not None and self._clock() >= logs_due:
+                self._read_logs(1)
+                logs_due = self._clock() + PAUSE_SECONDS if self._told else None
             if self.writer.buffered and deadline is None:
                 deadline = self._clock() + BATCH_SECONDS
             if deadline is not None and (self.writer.buffered >= BATCH_ROWS or self._clock() >= deadline):
@@ -224,16 +249,24 @@ class Recorder:
                 exchange.sink.feed(chunks)
             elif isinstance(item, Exchange):
                 self._record(item)
-            elif isinstance(item, _Told):
-                self._pending_bytes -= item.size
-                for exchange in item.read():
-                    self._record(exchange)
             elif isinstance(item, Record):
                 self._add(item)
             else:
                 self._answer(item)
         except Exception as e:
             self._failed(e)
+
+    def _read_logs(self, most: int = sys.maxsize) -> None:
+        """Read and record the logs that have been waiting longest."""
+        for _ in range(min(most, len(self._told))):
+            told = self._told.popleft()
+            self._pending_bytes -= told.size
+            try:
+                for exchange in told.read():
+                    self._record(exchange)
+            except Exception as e:
+                self.counters.lost_rows += 1
+                self._failed(e)
 
     def _record(self, exchange: Exchange) -> None:
         assert self.writer is not None
@@ -268,6 +301,7 @@ class Recorder:
 
     def _answer(self, call: _Call) -> None:
         try:
+            self._read_logs()
             self._commit()
             call.result = call.job()
         except BaseException as e:

@@ -125,7 +125,7 @@ async def health(request: Request) -> Response:
             "version": __version__,
             "recorder": "running" if recorder.alive else "stopped",
             "rows": counters.rows,
-            "waiting": recorder._queue.qsize(),
+            "waiting": recorder.waiting,
             "lost_rows": lost_rows,
             "lost_bodies": lost_bodies,
             "errors": errors,

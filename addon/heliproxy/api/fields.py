@@ -51,7 +51,7 @@ def parse_json(raw: bytes) -> Any:
     """The JSON value in a body. Raises ApiError(400)."""
     try:
         text = raw.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_no_constant)
+        value = _DECODER.decode(text)
     except UnicodeDecodeError as e:
         raise bad("the body is not UTF-8") from e
     except (ValueError, RecursionError) as e:
@@ -62,6 +62,9 @@ def parse_json(raw: bytes) -> Any:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _without_surrogates(value: Any) -> Any:

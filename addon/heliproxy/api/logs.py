@@ -58,7 +58,7 @@ def answer_log(api: Api, path: LogPath, headers: Sequence[tuple[str, str]], raw:
         return JSONResponse({"error": str(e)}, 400)
     except ApiError as e:
         return refusal(path, e)
-    if not api.recorder.take(lambda: (log.exchange(),), len(raw)):
+    if not api.recorder.take(lambda: (log.exchange(raw),), len(raw)):
         return busy(path)
     if path.typed:
         return JSONResponse({"isValid": True, "errors": []}, headers={"helicone-id": log.id})
