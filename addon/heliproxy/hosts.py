@@ -8,8 +8,8 @@ first label, in the order in which Helicone's worker tests them (helicone/worker
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from urllib.parse import unquote
 
 
@@ -221,29 +221,32 @@ def _host_pattern(name: str) -> str:
     return re.escape(name).replace(r"\*", r"[a-z0-9_.-]+")
 
 
-@dataclass(frozen=True, slots=True)
 class _Rules:
-    provider: Provider
-    table: tuple[tuple[re.Pattern[str], str], ...] = field(default=())
-    generative: re.Pattern[str] | None = None
+    """The rules of one provider, compiled when the first path of one of its hosts comes."""
 
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
 
-def _rules(provider: Provider) -> _Rules:
-    table = tuple((re.compile(pattern), form) for pattern, form in provider.paths + _COMMON)
-    return _Rules(provider, table, re.compile(provider.generative) if provider.generative else None)
+    @cached_property
+    def table(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        return tuple((re.compile(pattern), form) for pattern, form in self.provider.paths + _COMMON)
+
+    @cached_property
+    def generative(self) -> re.Pattern[str] | None:
+        return re.compile(self.provider.generative) if self.provider.generative else None
 
 
 _EXACT: dict[str, _Rules] = {}
 _PATTERNS: list[tuple[re.Pattern[str], _Rules]] = []
 for _provider in PROVIDERS:
-    _row = _rules(_provider)
+    _row = _Rules(_provider)
     for _name in _provider.hosts:
         if "*" in _name:
             _PATTERNS.append((re.compile(_host_pattern(_name)), _row))
         else:
             _EXACT[_name] = _row
-_LOCAL_RULES = _rules(_LOCAL)
-_PORT_RULES = {port: _rules(Provider(name, (), None, _OLLAMA)) for port, name in LOCAL_PORTS.items()}
+_LOCAL_RULES = _Rules(_LOCAL)
+_PORT_RULES = {port: _Rules(Provider(name, (), None, _OLLAMA)) for port, name in LOCAL_PORTS.items()}
 
 
 def normal_host(host: str) -> tuple[str, int | None]:
