@@ -1,4 +1,4 @@
-// One call by one Node client, with nothing set but the environment: `node client.cjs NAME LABEL`.
+// One call by one client of Node, Bun or Deno, with nothing set but the environment: `node client.cjs NAME LABEL`.
 // The model is the label, so that its row can be found. Exits with 77 when the client is not installed.
 'use strict'
 const [name, label] = process.argv.slice(2)
@@ -11,7 +11,8 @@ const good = async (answer) => {
 }
 const load = (module) => {
   try {
-    return require(module)
+    // Deno does not know NODE_PATH. Bun has an undici of its own, which a path would go past.
+    return require(process.versions.deno ? require('path').join(process.env.NODE_PATH, module) : module)
   } catch (error) {
     if (error.code !== 'MODULE_NOT_FOUND') throw error
     process.exit(77)
