@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import connection, ctx, exceptions, http, tls
 
-from heliproxy import attempts, dispatch, fallbacks, flows, hosts, targets
+from heliproxy import attempts, dispatch, fallbacks, fast_layers, flows, hosts, targets
 from heliproxy.chain import Chain, chain_of
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.environment import original_env, run_of
@@ -207,6 +207,7 @@ class Heliproxy:
         if "tcp_timeout" in options and options.tcp_timeout < PATIENCE_SECONDS:
             options.update(tcp_timeout=PATIENCE_SECONDS)
         dispatch.use(ctx.master)
+        fast_layers.use()
         self._retries_off = attempts.available()
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)

@@ -63,7 +63,7 @@ from mitmproxy.proxy.layers.http._upstream_proxy import HttpUpstreamProxy
 from mitmproxy.proxy.layers.tcp import TCPLayer
 from mitmproxy.proxy.mode_specs import RegularMode
 
-from heliproxy.fast_layers import FlatLayer, InlineStream
+from heliproxy.fast_layers import FlatLayer, InlineStream, fork
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -312,7 +312,7 @@ class RetryLayer(FlatLayer):
                 return
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
-        stream = self.streams[stream_id] = RetryStream(self.context.fork(), stream_id)
+        stream = self.streams[stream_id] = RetryStream(fork(self.context), stream_id)
         yield from self.event_to_child(stream, events.Start())
 
     def new_alias(self) -> int:

@@ -24,7 +24,9 @@ from logging import WARNING
 from mitmproxy import ctx
 from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.flow import Flow
+from mitmproxy.http import Headers, MessageData
 from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http import (
     DropStream,
@@ -47,6 +49,36 @@ from heliproxy.dispatch import DirectDispatch
 
 RECORDS = 65535
 """Bytes of plain text that are asked of TLS at once."""
+
+
+def use() -> None:
+    """Replace two small things that every message pays for several times.
+
+    The check of a new message's field types, which mitmproxy makes unless Python runs with -O, raises and swallows six
+    exceptions, whose tracebacks keep the message alive. And a header is looked up some thirty times for one call, with
+    four function calls for each header there is.
+    """
+    if hasattr(MessageData, "__post_init__"):
+        MessageData.__post_init__ = _unchecked  # type: ignore[method-assign]
+    Headers.get_all = get_all  # type: ignore[method-assign]
+
+
+def _unchecked(self: MessageData) -> None:
+    pass
+
+
+def get_all(self: Headers, name: str | bytes) -> list[str]:
+    """The values of a header, one for each time it was sent: what `Headers.get_all` gives, in one loop."""
+    key = (name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name).lower()
+    return [value.decode("utf-8", "surrogateescape") for field, value in self.fields if field.lower() == key]
+
+
+def fork(context: Context) -> Context:
+    """What `Context.fork` gives, without the server object that it makes to put another in its place."""
+    copied = object.__new__(Context)
+    vars(copied).update(vars(context))
+    copied.layers = context.layers.copy()
+    return copied
 
 
 class InlineStream(HttpStream):
@@ -184,6 +216,7 @@ class FlatLayer(HttpLayer):
         `source` is the layer that takes the steps; None for the steps of our own methods, which have been here before.
         """
         waiting: list[tuple[Layer | None, Iterator[commands.Command]]] = []
+        dropped: HttpStream | None = None
         output = _Output()
         while True:
             command = next(steps, None)
@@ -220,7 +253,7 @@ class FlatLayer(HttpLayer):
                     steps = source.handle_event(command.event)
             elif kind is DropStream:
                 assert isinstance(command, DropStream)
-                self.streams.pop(command.stream_id, None)
+                dropped = self.streams.pop(command.stream_id, None)
             else:
                 if command.blocking or isinstance(command, commands.RequestWakeup):
                     self.command_sources[command] = source
@@ -236,6 +269,12 @@ class FlatLayer(HttpLayer):
                         self.connections[command.connection] = source
                     yield command
         yield from output.flush()
+        if dropped is not None and not dropped._paused:
+            # It stands in its own list of layers and holds methods of its own, so only a garbage collection would free
+            # it, and the bodies of its flow.
+            dropped.context.layers = []
+            vars(dropped).pop("client_state", None)
+            vars(dropped).pop("server_state", None)
 
     def _encryption(self, source: Layer | None, connection: Connection) -> ServerTLSLayer | None:
         """The TLS layer that what this layer sends on that connection has to pass yet."""

@@ -1,0 +1,140 @@
+"""The shortcuts through mitmproxy's layers do what mitmproxy's own code does, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mitmproxy import options
+from mitmproxy.connection import Client
+from mitmproxy.coretypes.multidict import MultiDict
+from mitmproxy.http import Headers, HTTPFlow
+from mitmproxy.master import Master
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHook
+from mitmproxy.test import tflow
+
+from fakes import Answer, Asked, Upstream, json_answer, sse_answer
+from heliproxy import dispatch, fast_layers
+from running import running
+
+NAMES = st.sampled_from([b"Accept", b"accept", b"ACCEPT", b"Host", b"x-\xc3\xa4", b"x-\xff", b""])
+FIELDS = st.lists(st.tuples(NAMES, st.binary(max_size=4)), max_size=6)
+
+
+@given(FIELDS, NAMES)
+def test_headers_are_found_as_mitmproxy_finds_them(fields: Sequence[tuple[bytes, bytes]], name: bytes) -> None:
+    headers = Headers(fields)
+    stock = [v.decode("utf-8", "surrogateescape") for v in MultiDict.get_all(headers, name)]
+    assert fast_layers.get_all(headers, name) == stock
+    assert fast_layers.get_all(headers, name.decode("utf-8", "surrogateescape")) == stock
+
+
+def test_a_fork_is_mitmproxys_fork() -> None:
+    context = Context(Client(peername=("::1", 1), sockname=("::1", 2), timestamp_start=0), options.Options())
+    context.layers.append(object())  # type: ignore[arg-type]
+    ours, stock = fast_layers.fork(context), context.fork()
+    assert vars(ours) == vars(stock)
+    assert ours.layers is not context.layers
+
+
+class Handler:
+    def __init__(self, seen: list[str], act: Callable[[HTTPFlow], Any] = lambda _: None) -> None:
+        self.seen, self.act, self.name = seen, act, f"handler {id(self)}"
+
+    def request(self, flow: HTTPFlow) -> Any:
+        self.seen.append("request")
+        return self.act(flow)
+
+
+async def begun(*addons: Any) -> tuple[bool, HttpRequestHook, Master]:
+    master = Master(options.Options())
+    dispatch.use(master)
+    master.addons.add(*addons)
+    assert type(master.addons) is dispatch.DirectDispatch
+    hook = HttpRequestHook(tflow.tflow())
+    return master.addons.begin(hook, hook.flow), hook, master
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_each_handler_is_called_once_whether_one_waits_or_not(waits: bool) -> None:
+    seen: list[str] = []
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        seen.append("waited")
+
+    async def run() -> None:
+        act = (lambda _: later()) if waits else (lambda _: None)
+        done, hook, master = await begun(Handler(seen), Handler(seen, act), Handler(seen))
+        assert done is not waits
+        if not done:
+            await master.addons.handle_lifecycle(hook)
+        master._legacy_log_events.uninstall()
+
+    asyncio.run(run())
+    assert seen == (["request", "request", "waited", "request"] if waits else ["request"] * 3)
+
+
+def test_a_flow_that_is_held_is_not_gone_on_with() -> None:
+    async def run() -> None:
+        done, hook, master = await begun(Handler([], lambda flow: flow.intercept()))
+        assert not done
+        await master.addons.handle_lifecycle(hook)
+        master._legacy_log_events.uninstall()
+
+    asyncio.run(run())
+
+
+def test_addons_that_watch_updates_are_told_once() -> None:
+    seen: list[str] = []
+
+    class Watcher:
+        def update(self, flows: Sequence[HTTPFlow]) -> None:
+            seen.append(f"{len(flows)} updated")
+
+    async def run() -> None:
+        done, hook, master = await begun(Handler(seen), Watcher())
+        assert not done
+        await master.addons.handle_lifecycle(hook)
+        master._legacy_log_events.uninstall()
+
+    asyncio.run(run())
+    assert seen == ["request", "1 updated"]
+
+
+def answer(asked: Asked) -> Answer:
+    if asked.json.get("stream"):
+        return sse_answer([b'data: {"choices":[]}\n\n'] * 3 + [b"data: [DONE]\n\n"])
+    return json_answer({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_over_leaves_no_garbage(tmp_path: Path, stream: bool) -> None:
+    """Without a collection its bodies would stay; a proxy that is busy would grow until one comes."""
+    with Upstream(answer) as up, running(tmp_path / "home", up) as run:
+        client = run.client()
+
+        def ask(times: int) -> None:
+            for _ in range(times):
+                body = {"model": "gpt-4o-mini", "messages": [], "stream": stream}
+                assert client.post("https://api.openai.com/v1/chat/completions", json=body).status_code == 200
+            run.proxy.flush()
+
+        ask(3)
+        gc.collect()
+        gc.disable()
+        try:
+            ask(20)
+            left = Counter(type(o).__name__ for o in gc.get_objects())
+        finally:
+            gc.enable()
+    assert left["HTTPFlow"] < 10
+    assert left["Exchange"] < 10
