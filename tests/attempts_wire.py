@@ -44,6 +44,11 @@ class Call:
     """HTTP/1: drop the connection. HTTP/2: reset the stream."""
     gone: asyncio.Event
     """Set when the proxy has dropped the connection or reset the stream."""
+    raw: Callable[[bytes], Awaitable[None]]
+    """Write these bytes to the connection as they are."""
+    h2: h2.connection.H2Connection | None = None
+    """HTTP/2: the connection's state; `raw(h2.data_to_send())` sends what was done to it."""
+    stream: int = 0
 
     async def start(self, status: int, headers: Headers | None = None) -> None:
         await self._start(status, headers or [], True)
@@ -161,7 +166,11 @@ async def _serve_h1(up: Upstream, connection: int, reader: asyncio.StreamReader,
         async def die() -> None:
             writer.close()
 
-        call = Call(first.split(" ")[1], headers, body, connection, start, send, end, die, gone)
+        async def raw(data: bytes) -> None:
+            writer.write(data)
+            await writer.drain()
+
+        call = Call(first.split(" ")[1], headers, body, connection, start, send, end, die, gone, raw)
         await _watched(up, call, reader)
 
 
@@ -210,8 +219,13 @@ async def _serve_h2(up: Upstream, connection: int, reader: asyncio.StreamReader,
             h2c.reset_stream(stream, 2)
             writer.write(h2c.data_to_send())
 
+        async def raw(data: bytes) -> None:
+            writer.write(data)
+            await writer.drain()
+
         head = heads[stream]
-        return Call(head[":path"], head, bodies[stream], connection, start, send, end, die, gone[stream])
+        path = head[":path"]
+        return Call(path, head, bodies[stream], connection, start, send, end, die, gone[stream], raw, h2c, stream)
 
     try:
         while data := await reader.read(65536):
@@ -405,11 +419,11 @@ class H2Client:
         self.h2.initiate_connection()
         self.events: dict[int, deque[h2.events.Event]] = defaultdict(deque)
 
-    def send(self, url: str, body: bytes = b"{}") -> int:
+    def send(self, url: str, body: bytes = b"{}", headers: Headers | None = None) -> int:
         scheme, _, host, path = url.split("/", 3)
         stream = self.h2.get_next_available_stream_id()
         pseudo = [(":method", "POST"), (":scheme", scheme[:-1]), (":authority", host), (":path", "/" + path)]
-        self.h2.send_headers(stream, [*pseudo, ("content-length", str(len(body)))])
+        self.h2.send_headers(stream, [*pseudo, ("content-length", str(len(body))), *(headers or [])])
         self.h2.send_data(stream, body, end_stream=True)
         self.writer.write(self.h2.data_to_send())
         return stream

@@ -89,6 +89,9 @@ class Retry:
 
         return judge
 
+    def broken(self, flow: http.HTTPFlow, error: str) -> http.Response | None:
+        return None
+
     async def failed(self, flow: http.HTTPFlow, outcome: attempts.Outcome) -> bool:
         self.outcomes.append(outcome)
         self.asked.set()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import connection, ctx, exceptions, http, tls
 
-from heliproxy import attempts, dispatch, fallbacks, fast_layers, flows, hosts, targets
+from heliproxy import attempts, dispatch, entry, fallbacks, fast_layers, flows, hosts, reach, targets
 from heliproxy.chain import Chain, chain_of
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.environment import original_env, run_of
@@ -37,7 +37,7 @@ from heliproxy.policies.defaults import default_headers
 from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
 from heliproxy.services import Services, open_services
-from heliproxy.settings import Settings, parse_upstreams
+from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, parse_upstreams
 from heliproxy.sockets import Socket
 from heliproxy.targets import Destination
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from heliproxy.recorder import Recorder
 
+    from heliproxy.patience import Patience
 logger = logging.getLogger(__name__)
 
 BUFFER_LIMIT = 256 * 1024
@@ -55,8 +56,10 @@ HAND_OVER = 256 * 1024
 """Bytes of a running stream kept here before they go to the recorder."""
 LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
-PATIENCE_SECONDS = 1800
-"""How long an upstream may think without sending a byte: what Helicone-Increase-Timeout asks for, for every call."""
+PATIENCE_SECONDS = DEFAULT_UPSTREAM_TIMEOUT
+"""How long an upstream may be silent when `Helicone-Increase-Timeout` asks for more than the operator allows."""
+FOREVER = 365 * 86400
+MARGIN_SECONDS = 60
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
 KEPT_MESSAGES = 20
@@ -105,6 +108,12 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ),
     ("heliproxy_run_id", str, "", "Tag every row with this run."),
     (
+    (
+        "heliproxy_upstream_timeout",
+        str,
+        "1800",
+        "Seconds an upstream may be silent, while connecting, before its answer and within it. 0: for ever.",
+    ),
         "heliproxy_token",
         str,
         "",
@@ -151,6 +160,8 @@ class Heliproxy:
     # ---------------------------------------------------------------- life of the addon
 
     def load(self, loader: Loader) -> None:
+        self.patience: Patience | None = None
+        self._watching: asyncio.Task[None] | None = None
         for name, kind, default, text in OPTIONS:
             loader.add_option(name, kind, default, text)
 
@@ -204,8 +215,10 @@ class Heliproxy:
             options.update(allow_hosts=[*hosts.LLM_HOST_PATTERNS, *own])
         # A cache hit or a rewritten host must not dial the host the client named.
         options.update(connection_strategy="lazy")
-        if "tcp_timeout" in options and options.tcp_timeout < PATIENCE_SECONDS:
-            options.update(tcp_timeout=PATIENCE_SECONDS)
+        # mitmproxy's own timeout ends whole client connections; ours of single calls must come first.
+        longest = round(max(self.settings.upstream_timeout or FOREVER, PATIENCE_SECONDS)) + MARGIN_SECONDS
+        if "tcp_timeout" in options and options.tcp_timeout < longest:
+            options.update(tcp_timeout=longest)
         dispatch.use(ctx.master)
         fast_layers.use()
         self._retries_off = attempts.available()
@@ -213,6 +226,7 @@ class Heliproxy:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)
         services = self._open_services(self.settings)
         try:
+            upstream_timeout=_seconds(options.heliproxy_upstream_timeout),
             await services.start(self)
         except Exception as e:
             self.startup_error = str(e)
@@ -241,10 +255,31 @@ class Heliproxy:
 
     # ---------------------------------------------------------------- connections
 
+        self._start_patience()
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if self._retries_off is None:
             chain = self.settings.chain
-            attempts.install(nextlayer, chain.spec if chain is not None else None)
+    def _start_patience(self) -> None:
+        """Watch for upstreams that say nothing."""
+        proxyserver = ctx.master.addons.get("proxyserver")
+        if not self.settings.upstream_timeout or self._retries_off or proxyserver is None:
+            return
+        from heliproxy.patience import Patience
+
+        self.patience = Patience(self.settings.upstream_timeout, self._patience_with, lambda: proxyserver.connections)
+        self._watching = asyncio.create_task(self.patience.run(), name="upstream timeouts")
+
+    def _patience_with(self, flow_id: str) -> tuple[float, int] | None:
+        exchange = self.live.get(flow_id)
+        if exchange is None:
+            return None
+        seconds = self.settings.upstream_timeout
+        if exchange.directives.increase_timeout:
+            seconds = max(seconds, PATIENCE_SECONDS)
+        return seconds, exchange.size_response
+
+            layers = self.patience.layers if self.patience is not None else None
+            attempts.install(nextlayer, chain.spec if chain is not None else None, layers)
 
     async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:
         await question.settle()
@@ -257,6 +292,8 @@ class Heliproxy:
         reason, checked = await flows.public_address(address[0], address[1])
         if reason is not None:
             data.server.error = f"the target {reason}"
+        if self._watching is not None:
+            self._watching.cancel()
         elif checked is not None:
             data.server.address = checked
 
@@ -767,3 +804,13 @@ def __getattr__(name: str) -> Any:
     from heliproxy.contentview import FlowTools
 
     return [Heliproxy(), FlowTools()]
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= FOREVER:
+        raise exceptions.OptionsError(f"heliproxy_upstream_timeout: {text!r} is not a number of seconds, 0 or more")
+    return found
+
+

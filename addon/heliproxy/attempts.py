@@ -17,7 +17,7 @@ In an addon:
 
 What holds:
 
-- `responseheaders`, `response` and `error` fire for the final outcome only, and once.
+- `responseheaders`, `response` and `error` fire for the final outcome only, and once (but see `Plan.broken`).
 - The last answer is passed on as it came, streamed if `responseheaders` says so. If the last call brought no answer,
   the client gets what the plan put in `flow.response`, else the last complete answer of an earlier call, else
   mitmproxy's 502.
@@ -36,7 +36,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from weakref import WeakSet
 
 from mitmproxy.connection import Server
 from mitmproxy.flow import Error
@@ -121,6 +122,10 @@ class Plan(Protocol):
         It is cancelled when the client leaves. An exception is logged and counts as False.
         """
 
+    def broken(self, flow: http.HTTPFlow, error: str) -> http.Response | None:
+        """What the client gets in place of an answer that `responseheaders` has seen, but that was held back and did
+        not come whole; None: mitmproxy's 502. Must not block. `responseheaders` then fires for this one too."""
+
 
 def use(flow: http.HTTPFlow, plan: Plan | None) -> None:
     """Give the flow a plan (None takes it away).
@@ -140,8 +145,8 @@ def plan_of(flow: http.HTTPFlow) -> Plan | None:
 
 
 def ended_by(flow: http.HTTPFlow) -> str | None:
-    """Who broke a flow off, "client" or "upstream"; None while nobody did. mitmproxy's message alone does not tell:
-    over HTTP/2 both sides' resets read "stream reset by client"."""
+    """Who broke a flow off, "client" or "upstream", or "timeout"; None while nobody did. mitmproxy's message alone does
+    not tell: over HTTP/2 both sides' resets read "stream reset by client"."""
     found: str | None = vars(flow).get(_ENDED_BY)
     return found
 
@@ -169,14 +174,15 @@ Way = Callable[[str, str, int], ServerSpec | None]
 """Takes scheme, host and port of an upstream; gives the proxy (scheme, address) on the way there, or None."""
 
 
-def install(nextlayer: NextLayer, way: Way | None = None) -> None:
+def install(nextlayer: NextLayer, way: Way | None = None, layers: WeakSet[RetryLayer] | None = None) -> None:
     """Have the HTTP layer that is being chosen here make `RetryStream`s, whether it is chosen already or later.
 
-    With a `way`, its connections, and those of tunnels, go through the proxies it names.
+    With a `way`, its connections, and those of tunnels, go through the proxies it names. `layers` gets the layer.
     """
     if way is not None and not isinstance(nextlayer.context.client.proxy_mode, RegularMode):
         way = None
     nextlayer.__dict__["heliproxy_way"] = way
+    nextlayer.__dict__["heliproxy_layers"] = layers
     if nextlayer.layer is not None:
         _adopt(nextlayer)
     else:
@@ -190,6 +196,9 @@ def _adopt(nextlayer: NextLayer) -> None:
         if type(layer) is HttpLayer:
             layer.__class__ = RetryLayer
             layer.way = way  # type: ignore[attr-defined]
+            layers: WeakSet[RetryLayer] | None = nextlayer.__dict__.get("heliproxy_layers")
+            if layers is not None:
+                layers.add(layer)  # type: ignore[arg-type]
     if way is not None and type(nextlayer.layer) is TCPLayer:
         _lead_tunnel(nextlayer, nextlayer.layer, way)
 
@@ -263,6 +272,17 @@ class HeliproxyAttemptFailedHook(commands.StartHook):
     question: Question
 
 
+class Progress(NamedTuple):
+    """How far a stream's upstream call is; two that are equal mean that nothing has come in between."""
+
+    call: int
+    state: str
+    received: int
+    """Bytes of the answer kept back so far."""
+    waits_for: object
+    """The command for a connection that is still being made, else None."""
+
+
 class _Next(Enum):
     AGAIN = auto()
     PASS = auto()
@@ -333,6 +353,24 @@ class RetryStream(InlineStream):
     _earlier: http.Response | None = None
     _reconnect: bool = False
     _began: float = 0.0
+    stalled: str | None = None
+    """Why the current call is given up, when that is our own decision: the upstream has said nothing for too long."""
+
+    @property
+    def upstream_id(self) -> int:
+        """The stream id of the current upstream call."""
+        return self.stream_id if self._alias is None else self._alias
+
+    def progress(self) -> Progress | None:
+        """How far the upstream call is, or None when it is not the upstream that is waited for."""
+        waits_for = self._paused.command if self._paused is not None else None
+        if waits_for is not None and not isinstance(waits_for, GetHttpConnection):
+            return None
+        idle = (self.state_uninitialized, self.state_done, self.state_errored)
+        if self.client_state != self.state_done or self.server_state in idle:
+            return None
+        received = len(self.response_body_buf) + (self._held.size if self._held is not None else 0)
+        return Progress(self.upstream_id, self.server_state.__name__, received, waits_for)
 
     # The three seams.
 
@@ -378,15 +416,24 @@ class RetryStream(InlineStream):
         )
         plan = self._plan() if awaiting else None
         if plan is None or isinstance(event, RequestProtocolError):
+            if isinstance(event, ResponseProtocolError):
+                if self.stalled is not None:
+                    yield from self._drop_stalled(event)
+                if (yield from self._answer_broken(event)):
+                    return
             yield from self._break_off(event)
             return
         connecting = event.code is ErrorCode.CONNECT_FAILED
+        if self.stalled is not None:
+            yield from self._drop_stalled(event)
         if connecting:
             self._forget_connection_errors()
         response = self._held.headers.response if self._held else None
         verdict = yield from self._ask(
             plan, self._outcome(response, event.message), response, over=True, called=not connecting
         )
+        if verdict is _Next.AGAIN:
+            self.stalled = None
         if verdict is _Next.AGAIN and connecting:
             self._reconnect = True
         elif verdict is _Next.AGAIN:
@@ -508,7 +555,7 @@ class RetryStream(InlineStream):
         A response that ended while the plan was thinking leaves the connection reusable. Any other is cancelled:
         HTTP/2 resets the one stream, HTTP/1 closes the connection.
         """
-        upstream_id = self.stream_id if self._alias is None else self._alias
+        upstream_id = self.upstream_id
         rest: list[HttpEvent] = list(self._held.rest) if self._held else []
         waiting = (e for e in self._paused_event_queue if isinstance(e, _FROM_UPSTREAM))
         rest.extend(e for e in waiting if e.stream_id == upstream_id)
@@ -542,6 +589,27 @@ class RetryStream(InlineStream):
             yield SendHttp(RequestTrailers(upstream_id, trailers), server)
         yield SendHttp(RequestEndOfMessage(upstream_id), server)
 
+    def _drop_stalled(self, event: ResponseProtocolError) -> CommandGenerator[None]:
+        """End a call that has stalled: nobody else tells the upstream, and the error should say what happened."""
+        assert self.stalled is not None
+        event.message = self.stalled
+        if event.code is not ErrorCode.CONNECT_FAILED:
+            cancel = RequestProtocolError(self.upstream_id, self.stalled, ErrorCode.CANCEL)
+            yield SendHttp(cancel, self.context.server)
+
+    def _answer_broken(self, event: ResponseProtocolError) -> CommandGenerator[bool]:
+        """Have the plan answer in place of a body that broke off while it was held back; False: it does not."""
+        plan = self._plan() if self.server_state == self.state_consume_response_body else None
+        if plan is None or self.client_state != self.state_done:
+            return False
+        response = _safely(None, plan.broken, self.flow, event.message)
+        if response is None:
+            return False
+        self.response_body_buf.clear()
+        self.flow.response = response
+        yield from self._answer()
+        return True
+
     def _pass_on_error(self, event: ResponseProtocolError) -> CommandGenerator[None]:
         if self._held is not None:
             yield from self._let_through()
@@ -553,7 +621,10 @@ class RetryStream(InlineStream):
         yield from self._break_off(event)
 
     def _break_off(self, event: RequestProtocolError | ResponseProtocolError) -> CommandGenerator[None]:
-        vars(self.flow)[_ENDED_BY] = "client" if isinstance(event, RequestProtocolError) else "upstream"
+        if isinstance(event, RequestProtocolError):
+            vars(self.flow)[_ENDED_BY] = "client"
+        else:
+            vars(self.flow)[_ENDED_BY] = "timeout" if self.stalled is not None else "upstream"
         yield from super().handle_protocol_error(event)
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:

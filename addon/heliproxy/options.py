@@ -95,6 +95,14 @@ def _proxy_options(port: int, api_port: int | None) -> tuple[Callable[[Command],
             is_flag=True,
             help="Ask for usage in streamed OpenAI chats that do not, so that their tokens are exact.",
         ),
+        click.option(
+            "--upstream-timeout",
+            type=click.FloatRange(0, 31_536_000),
+            default=1800,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long an upstream may be silent: while connecting, before its answer and within it. 0: for ever.",
+        ),
     )
 
 
@@ -127,4 +135,5 @@ def _settings(values: dict[str, Any]) -> Any:
         default_headers=headers,
         allowed_targets=tuple(name.lower() for name in values.pop("allowed_targets")),
         stream_usage=values.pop("stream_usage"),
+        upstream_timeout=values.pop("upstream_timeout"),
     )

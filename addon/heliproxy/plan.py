@@ -114,14 +114,25 @@ class CallPlan:
             return not answered
         answer = self.exhausted(self.exchange.attempts) if self.exhausted is not None else None
         if answer is None and outcome.status is None and (outcome.earlier is None or self.choices):
-            answer = transport_answer(outcome.error or "", transport_kind(outcome.error or ""))
-            self.exchange.error = outcome.error
-            self.exchange.answered_here = True
-            self.exchange.answer_reason = "upstream_failed"
+            answer = self._no_answer(outcome.error or "")
         if answer is not None:
             flow.response = self.respond(answer)
         self.exchange.last_noted = True
         return False
+
+    def broken(self, flow: http.HTTPFlow, error: str) -> http.Response:
+        """What the client gets when an answer of which it has seen nothing yet did not come whole."""
+        self.exchange.last_noted = True
+        return self.respond(self._no_answer(error))
+
+    def _no_answer(self, error: str) -> Answer:
+        kind = transport_kind(error)
+        if kind == "timeout":
+            self.exchange.aborted = "timeout"
+        self.exchange.error = error
+        self.exchange.answered_here = True
+        self.exchange.answer_reason = "upstream_failed"
+        return transport_answer(error, kind)
 
     def _moves_on(self, status: int | None) -> bool:
         choice = self.choices[self.index]

@@ -275,6 +275,8 @@ def _status(exchange: Exchange, reply: Reply) -> tuple[int, str | None, str | No
     """The worst of HTTP status, in-stream error and early end, as (status, error type, error)."""
     if exchange.status_override is not None:
         return exchange.status_override, "prompt_threat", exchange.error
+    if exchange.aborted == "timeout" and exchange.answered_here:
+        return STATUS_TIMEOUT, "timeout", exchange.error
     if exchange.answered_here and exchange.error is not None:
         return exchange.status or 0, exchange.answer_reason, exchange.error
     if exchange.status is not None and not is_success(exchange.status):

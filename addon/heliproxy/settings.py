@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 from heliproxy.chain import Chain
 from heliproxy.home import default_home
 
+DEFAULT_UPSTREAM_TIMEOUT = 1800.0
+"""What Helicone-Increase-Timeout asks for, given to every call: models that think say nothing for long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
@@ -45,6 +48,8 @@ class Settings:
     allowed_targets: tuple[str, ...] = ()
     """`host` or `host:port` that a request may name as its target although it is no public address."""
     stream_usage: bool = False
+    upstream_timeout: float = DEFAULT_UPSTREAM_TIMEOUT
+    """Seconds an upstream may be silent; 0: for ever."""
     run_id: str | None = None
     token: str | None = None
     chain: Chain | None = None
