@@ -52,7 +52,7 @@ ROWS: list[dict[str, Any]] = [
         "output_tokens": 100,
         "session_id": "s1",
         "session_name": "Chat",
-        "properties": {"environment": "dev"},
+        "properties": {"environment": "dev", "Helicone-Prompt-Input-City": "Rome"},
     },
     {"id": "c", "created_at": "2026-09-03T10:00:00.000Z", "model": "gpt_4%", "status": -4, "target_url": "http://x"},
 ]
@@ -151,7 +151,11 @@ CASES: list[tuple[Any, str]] = [
     (rmt("scores", "quality", {"gte": "0.7"}), "a"),
     (rmt("scores", "quality", {"equals": None}), "bc"),
     ({"properties": {"environment": {"equals": "dev"}}}, "b"),
-    ({"values": {"city": {"equals": "Rome"}}}, ""),
+    ({"values": {"city": {"equals": "Rome"}}}, "b"),
+    ({"values": {"city": {"not-equals": "Rome"}}}, "ac"),
+    ({"values": {"City": {"contains": "om"}}}, "b"),
+    ({"values": {"city": {"equals": "null"}}}, "ac"),
+    ({"values": {"environment": {"equals": "dev"}}}, ""),
     # other tables
     ({"request": {"user_id": {"equals": "bob"}}}, "b"),
     ({"request": {"prompt": {"contains": "where"}}}, "a"),

@@ -113,6 +113,17 @@ def test_one_request_with_and_without_bodies(logged: Rig) -> None:
     assert logged.get("/v1/request/r03/inputs") is None
 
 
+def test_inputs_of_a_prompt(rig: Rig) -> None:
+    given = {"Helicone-Prompt-Input-city": "Rome", "Helicone-Prompt-Input-a:b": "", "app": "x"}
+    rig.add("r1", properties=given, prompt_id="travel")
+    rig.add("r2", properties={"Helicone-Prompt-Input-city": "Athens"})
+    expected = {"environment": None, "version_id": "", "prompt_id": "travel", "inputs": {"city": "Rome", "a:b": ""}}
+    assert rig.get("/v1/request/r1/inputs") == expected
+    assert rig.get("/v1/request/r2/inputs")["prompt_id"] == ""
+    rows = rig.post("/v1/request/query", {"filter": "all", "sort": {"values": {"city": "asc"}}})
+    assert [row["request_id"] for row in rows] == ["r2", "r1"]
+
+
 def test_the_signed_link_resolves_at_the_address_the_client_used(logged: Rig) -> None:
     row = logged.post("/v1/request/query", {"filter": "all", "limit": 1})[0]
     assert row["signed_body_url"].startswith("http://127.0.0.1:8585/v1/signed-body?id=r11&signature=")

@@ -15,6 +15,7 @@ from typing import Any
 
 from heliproxy.api.errors import bad
 from heliproxy.api.fields import moment
+from heliproxy.policies.prompt import input_name
 from heliproxy.times import stored_time
 
 MAX_LEAVES = 400
@@ -180,12 +181,12 @@ TABLES: Mapping[str, Mapping[str, Column]] = {
     "feedback": _RATED,
     "sessions_request_response_rmt": _SESSION,
     "users_view": _USER,
-    # Inputs of legacy prompts; nobody sends them to us, so nothing matches but their absence.
     "values": {},
     "properties": {},
 }
-KEYED = {"properties": "properties", "values": ""}
-"""Tables that are themselves `{key: {operator: value}}`, and the table behind them."""
+KEYED: Mapping[str, Callable[[str], str]] = {"properties": str, "values": input_name}
+"""Tables that are themselves `{key: {operator: value}}`, and how the property behind a key is called: the inputs of
+prompts are kept as properties of their own."""
 
 
 def condition(tree: Any, where: str = "filter") -> Condition:
@@ -240,7 +241,7 @@ class _Compiler:
         if name not in TABLES:
             raise bad(f"{_place(where)}: there is no table {_shown(name)}; expected one of {', '.join(TABLES)}")
         if name in KEYED:
-            return self.keyed(KEYED[name], "text", columns, where)
+            return self.keyed("properties", "text", columns, where, KEYED[name])
         parts = []
         for column, operators in _object(columns, where).items():
             found = TABLES[name].get(column)
@@ -255,18 +256,14 @@ class _Compiler:
                 parts.append(self.column(found, operators, inner))
         return _joined(parts, "AND")
 
-    def keyed(self, table: str, kind: str, keys: Any, where: str) -> Condition:
+    def keyed(self, table: str, kind: str, keys: Any, where: str, named: Callable[[str], str] = str) -> Condition:
         """`{key: {operator: value}}` on properties or scores."""
-        alias = "value"
+        name = "key" if table == "properties" else "name"
+        sql = f"(SELECT x.value FROM {table} x WHERE x.request_id = r.id AND x.{name} = ? COLLATE NOCASE LIMIT 1)"
         parts = []
         for key, operators in _object(keys, where).items():
-            if not table:
-                column = Column(kind, "NULL")
-                parts.append(self.column(column, operators, f"{where}.{key}"))
-                continue
-            name = "key" if table == "properties" else "name"
-            sql = f"(SELECT x.{alias} FROM {table} x WHERE x.request_id = r.id AND x.{name} = ? COLLATE NOCASE LIMIT 1)"
-            parts.append(self.column(Column(kind, sql), operators, f"{where}.{key}", (key[:MAX_VALUE],)))
+            wanted = named(key)[:MAX_VALUE]
+            parts.append(self.column(Column(kind, sql), operators, f"{where}.{key}", (wanted,)))
         return _joined(parts, "AND")
 
     def column(self, column: Column, operators: Any, where: str, before: tuple[Any, ...] = ()) -> Condition:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -14,6 +14,7 @@ from heliproxy.api.endpoint import (
     FILTER,
     FLAG,
     INTEGER,
+    NULL,
     NUMBER,
     TEXT,
     Call,
@@ -25,10 +26,11 @@ from heliproxy.api.endpoint import (
 )
 from heliproxy.api.errors import bad, not_found
 from heliproxy.api.fields import Fields
-from heliproxy.api.filters import COMPLETION_TOKENS, PROMPT_TOKENS, TOTAL_TOKENS, Condition, condition
+from heliproxy.api.filters import COMPLETION_TOKENS, KEYED, PROMPT_TOKENS, TOTAL_TOKENS, Condition, condition
 from heliproxy.api.links import BODY_PATH
 from heliproxy.api.rows import bodies_of, helicone_request, request_rows, rows_by_number
 from heliproxy.bodies import read_body
+from heliproxy.policies.prompt import INPUT_PREFIX
 
 MAX_LIMIT = 1000
 MAX_IDS = 10_000
@@ -110,11 +112,17 @@ async def one(call: Call) -> Any:
 
 
 async def inputs(call: Call) -> Any:
-    """Inputs of a stored prompt: we store no prompts, so there are none."""
+    """The inputs that were marked in the prompt; null when none were."""
     request_id = call.path("requestId")
     found = await call.read(lambda conn: request_rows(conn, [request_id]))
     if not found:
         raise not_found("Request")
+    start = len(INPUT_PREFIX)
+    given = {key[start:]: value for key, value in found[0]["properties"].items() if key.startswith(INPUT_PREFIX)}
+    if not given:
+        return None
+    # Prompts are versioned at Helicone; here there is only what was sent.
+    return {"environment": None, "version_id": "", "prompt_id": found[0]["prompt_id"] or "", "inputs": given}
 
 
 async def signed_body(call: Call) -> Response:
@@ -172,22 +180,22 @@ def order_by(fields: Fields) -> Condition:
         if sort.get(name) is not None:
             way = direction(sort[name])
             return Condition(f"{sql} {way}, r.rowid {way}")
-    for name, table, key in (("properties", "properties", "key"), ("values", "properties", "key")):
+    for name, named in KEYED.items():
         if sort.get(name) is not None:
-            return keyed_order(sort[name], name, table, key)
+            return keyed_order(sort[name], name, named)
     raise bad(
         f"cannot sort by {', '.join(map(str, sort))[:80]!r}; expected one of random, {', '.join(SORTS)}, properties"
     )
 
 
-def keyed_order(value: Any, name: str, table: str, key: str) -> Condition:
+def keyed_order(value: Any, name: str, named: Callable[[str], str]) -> Condition:
     if not isinstance(value, Mapping) or len(value) != 1:
         raise bad(f"sort.{name} should be an object with one key")
     ((wanted, way),) = value.items()
     if not re.fullmatch(r"[a-zA-Z0-9_-]{1,200}", wanted):
         raise bad(f"sort.{name}: {wanted[:60]!r} has other characters than letters, digits, _ and -")
-    sql = f"(SELECT x.value FROM {table} x WHERE x.request_id = r.id AND x.{key} = ? COLLATE NOCASE LIMIT 1)"
-    return Condition(f"{sql} {direction(way)}, r.rowid DESC", (wanted,))
+    sql = "(SELECT x.value FROM properties x WHERE x.request_id = r.id AND x.key = ? COLLATE NOCASE LIMIT 1)"
+    return Condition(f"{sql} {direction(way)}, r.rowid DESC", (named(wanted),))
 
 
 def direction(value: Any) -> str:
@@ -223,6 +231,13 @@ REQUEST = an_object(
     response_body=ANY,
     feedback_rating=nullable(FLAG),
 )
+INPUTS = an_object(
+    "environment version_id prompt_id inputs",
+    environment=NULL,
+    version_id=TEXT,
+    prompt_id=TEXT,
+    inputs={"type": "object"},
+)
 QUERY = an_object(
     filter=FILTER,
     offset={"type": "integer", "minimum": 0, "default": 0},
@@ -246,7 +261,7 @@ ENDPOINTS = (
         a_list(REQUEST),
     ),
     Endpoint("GET", "/v1/request/{requestId}", one, "Get one request", data=REQUEST, query=(("includeBody", FLAG),)),
-    Endpoint("GET", "/v1/request/{requestId}/inputs", inputs, "Get the inputs of a prompt", data=nullable(ANY)),
+    Endpoint("GET", "/v1/request/{requestId}/inputs", inputs, "Get the inputs of a prompt", data=nullable(INPUTS)),
     Endpoint(
         "GET",
         BODY_PATH,

@@ -40,7 +40,12 @@ class Stripped:
 def input_properties(inputs: Mapping[str, str]) -> dict[str, str]:
     """The inputs of a prompt as properties of the row: `Helicone-Prompt-Input-name`."""
     kept = list(inputs.items())[:MAX_INPUTS]
-    return {f"{INPUT_PREFIX}{key[:MAX_KEY]}": value[:MAX_VALUE] for key, value in kept}
+    return {input_name(key): value[:MAX_VALUE] for key, value in kept}
+
+
+def input_name(key: str) -> str:
+    """The property that keeps the input of this name."""
+    return f"{INPUT_PREFIX}{key[:MAX_KEY]}"
 
 
 def strip_tags(body: bytes) -> Stripped:
