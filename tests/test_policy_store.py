@@ -8,14 +8,17 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from heliproxy.policies.budget import Spender, make_budget
+from heliproxy import policy_store
+from heliproxy.policies.budget import Spender, SpendingUnknownError, make_budget, unknown_answer
 from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import parse_policy
 from heliproxy.policy_store import BudgetStore, CacheStore, LimitStore, StateFile, steady_clock
@@ -145,9 +148,48 @@ def test_unreadable_file_is_a_miss_and_never_raises(tmp_path: Path) -> None:
     store = CacheStore(state)
     assert store.lookup_disk(KEY, 1, 0.0) == [None]
     assert store.save(KEY, 1, entry("a"), 60, 0.0) is None
+    limits = LimitStore(state)
+    decisions = [limits.take("b", POLICY, 0.0) for _ in range(int(POLICY.quota) + 1)]
+    assert [d.allowed for d in decisions] == [True] * int(POLICY.quota) + [False]  # counted in memory
+    assert all("this process counts alone" in d.warning for d in decisions)
+    assert state.facts()["policy_errors"] > 0
+    state.close()
+
+
+def test_damaged_file_is_set_aside_and_budgets_go_on(tmp_path: Path) -> None:
+    state = StateFile(tmp_path / "state.db", mends=True)
+    budgets = BudgetStore(state, tmp_path / "heliproxy.db")
+    budgets.set(make_budget(5, "day", action="block"), NOW)
+    assert len(budgets.all()) == 1
+    state.close()
+    state.path.write_bytes(b"this is no database" * 100)
+    for end in ("-wal", "-shm"):
+        Path(f"{state.path}{end}").unlink(missing_ok=True)
     decision = LimitStore(state).take("b", POLICY, 0.0)
-    assert decision.allowed
-    assert "limiter failed" in decision.warning
+    assert (decision.allowed, decision.warning) == (True, "")
+    state.close()
+    with closing(sqlite3.connect(state.path)) as conn:
+        assert conn.execute("SELECT name, amount_usd, action FROM budgets").fetchall() == [("day", 5.0, "block")]
+    (aside,) = tmp_path.glob("state.db.corrupt-*")
+    assert aside.read_bytes().startswith(b"this is no database")
+
+
+def test_locked_file_keeps_nobody_waiting_in_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_store, "LIMIT_BUSY_S", 0.2)
+    state = StateFile(tmp_path / "state.db")
+    limits, cache = LimitStore(state), CacheStore(state)
+    assert limits.take("b", POLICY, 0.0).tokens == POLICY.quota - 1
+    with closing(sqlite3.connect(state.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        left = [limits.take("b", POLICY, 0.0).tokens for _ in range(20)]
+        assert cache.save(KEY, 1, entry("a"), 60, 0.0) is None
+        assert time.monotonic() - started < 2.0
+        other.execute("ROLLBACK")
+    assert left[0] == POLICY.quota - 2  # from what was last known of the bucket
+    monkeypatch.setattr(state, "_away", (0.0, 0.0))
+    after = limits.take("b", POLICY, 0.0)
+    assert (after.allowed, after.warning) == (left[-1] >= 1, "")  # what was counted meanwhile is not forgotten
     state.close()
 
 
@@ -406,11 +448,26 @@ def test_no_log_means_nothing_spent(state: StateFile, tmp_path: Path) -> None:
     assert not (tmp_path / "absent.db").exists()
 
 
-def test_unreadable_log_lets_calls_pass(state: StateFile, tmp_path: Path) -> None:
+def test_unreadable_log_lets_calls_pass_unless_a_budget_blocks(state: StateFile, tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_bytes(b"not a database" * 100)
     store = BudgetStore(state, tmp_path / "bad.db")
-    store.set(make_budget(0, "day", None, "block"), NOW)
+    store.set(make_budget(0, "day"), NOW)
     assert store.decide(Spender(), NOW) is None
+    store.set(make_budget(0, "day", None, "block"), NOW)
+    with pytest.raises(SpendingUnknownError) as caught:
+        store.decide(Spender(), NOW)
+    assert unknown_answer(caught.value).status == 503
+
+
+def test_unreadable_log_is_judged_by_what_was_known(state: StateFile, tmp_path: Path, monkeypatch: Any) -> None:
+    store = BudgetStore(state, tmp_path / "log.db")
+    store.set(make_budget(1, "day", None, "block"), NOW)
+    assert store.decide(Spender(), NOW) is None
+    store.add(Spender(), 1.5, NOW)
+    (tmp_path / "log.db").write_bytes(b"not a database" * 100)
+    monkeypatch.setattr(policy_store, "_REFRESH_S", 0.0)
+    state = store.decide(Spender(), NOW)
+    assert (state.over, state.spent_usd) == (True, 1.5)
 
 
 def test_one_store_serves_many_threads(state: StateFile) -> None:

@@ -2,8 +2,8 @@
 
 the body as it is to be sent -> cache -> budget -> rate limit -> security -> moderation.
 
-A policy that fails decides here what that means: caching, limits and checks let the call pass (as Helicone does),
-and say so in a warning.
+A policy that fails decides here what that means: caching and checks let the call pass (as Helicone does) and say so in
+a warning; limits and budgets go by what they last knew (see `policy_store`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Gates:
         self._secret = secret
         self._fetch = fetch
         self._stream_usage = stream_usage
-        self.state = StateFile(home / STATE_NAME)
+        self.state = StateFile(home / STATE_NAME, mends=True)
         self.cache = CacheStore(self.state)
         self.limits = LimitStore(self.state)
         self.budgets = BudgetStore(self.state, home / DATABASE_NAME)
@@ -359,7 +359,11 @@ class Gates:
             properties=directives.properties,
         )
         now = datetime.now().astimezone()
-        state = await _in_thread(self.budgets.decide, spender, now)
+        try:
+            state = await _in_thread(self.budgets.decide, spender, now)
+        except budget.SpendingUnknownError as e:
+            exchange.error = f"a blocking budget could not be judged: {e}"
+            return budget.unknown_answer(e)
         exchange.after.append(partial(self._spend, spender))
         if state is None:
             return None

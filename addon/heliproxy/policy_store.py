@@ -5,8 +5,11 @@ other. Every method may be called from any thread; those that touch the disk blo
 holds the write lock (BUSY_S at most) and belong in an executor, not on the event loop. Only `CacheStore.lookup_memory`,
 `BudgetStore.active` and `BudgetStore.add` are for the loop itself.
 
-Nothing here raises into the traffic: a cache that cannot be read is a miss, a limiter that fails lets calls pass
-(both as Helicone does), and the reason is in the log.
+Nothing here raises into the traffic. A cache that cannot be read is a miss. A limiter without its file counts in
+memory, from what it last knew, and says so in a warning; a budget is judged by what was last known of it, and a
+blocking one of which nothing is known refuses. A damaged file is renamed and a new one begun. When another process
+holds the file for longer than the patience of who asks, all others fail at once for a moment: a call never waits behind
+a queue of calls that wait.
 """
 
 from __future__ import annotations
@@ -39,6 +42,12 @@ logger = logging.getLogger(__name__)
 
 STATE_NAME = "state.db"
 BUSY_S = 10.0
+"""How long opening the file, a limit or a command waits for another process's lock."""
+CACHE_BUSY_S = 0.25
+"""How long the cache does: an answer that is not cached costs less than a client that waits."""
+LIMIT_BUSY_S = 3.0
+AWAY_S = 1.0
+"""After a failure nobody tries again for this long."""
 SCHEMA_VERSION = 1
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS cache (
@@ -59,6 +68,8 @@ MEMORY_BYTES = 64 << 20
 DISK_BYTES = 512 << 20
 _PURGE_EVERY = 64
 _BUCKET_KEPT_S = 30 * 86_400
+_KNOWN_BUCKETS = 10_000
+MEMORY_WARNING = "Helicone-RateLimit-Policy: the limiter's file failed ({}), so this process counts alone for now"
 
 Failure = (sqlite3.Error, OSError)
 
@@ -79,44 +90,106 @@ class LimitStorage(Protocol):
 
 
 class StateFile:
-    """The SQLite file: one connection a process, one user at a time, opened on first use and again after an error."""
+    """The SQLite file: one connection a process, one user at a time, opened on first use and again after an error.
 
-    def __init__(self, path: Path) -> None:
+    With `mends`, a damaged file is renamed and a new one begun: for a proxy, not for a command that only looks.
+    """
+
+    def __init__(self, path: Path, *, mends: bool = False) -> None:
         self.path = path
+        self._mends = mends
         self._stamp_path = path.with_name(f"{path.name}-changed")
         self._stamp = str(self._stamp_path)
         self._lock = threading.RLock()
         self._conn: sqlite3.Connection | None = None
         self._file_id: tuple[int, int] | None = None
+        self._patience_s = BUSY_S
+        self._away = (0.0, 0.0)
+        """Until when nobody tries again who would not wait longer than the one that failed."""
+        self._replaced = False
+        self.restore: Callable[[sqlite3.Connection], None] = lambda _: None
+        """Puts into a file that replaces a damaged one what must not be lost with it."""
+        self.faults = 0
+        self.last_fault: str | None = None
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, outside a transaction. Raises sqlite3.Error or OSError."""
-        with self._lock:
-            conn = self._open()
-            try:
+    def reading(self, patience_s: float = BUSY_S) -> Iterator[sqlite3.Connection]:
+        """The connection, outside a transaction. Raises sqlite3.Error or OSError, within about `patience_s`."""
+        self._check_away(patience_s)
+        if not self._lock.acquire(timeout=patience_s):
+            raise self._note(sqlite3.OperationalError("the file of the policies is busy"))
+        try:
+            self._check_away(patience_s)
+            with self._failures_noted(patience_s):
+                conn = self._open(patience_s)
+                if patience_s != self._patience_s:
+                    conn.execute(f"PRAGMA busy_timeout = {int(patience_s * 1000)}")
+                    self._patience_s = patience_s
                 yield conn
-            except sqlite3.Error:
-                self.close()
-                raise
+        finally:
+            self._lock.release()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def _failures_noted(self, patience_s: float) -> Iterator[None]:
+        try:
+            yield
+        except Failure as e:
+            self._note(e)
+            self.close()
+            if not (_is_damage(e) and self._set_aside(e)):
+                self._away = time.monotonic() + AWAY_S, patience_s
+            raise
+
+    def _check_away(self, patience_s: float) -> None:
+        until, waited_s = self._away
+        if patience_s <= waited_s and time.monotonic() < until:
+            raise self._note(sqlite3.OperationalError(f"the file of the policies is away ({self.last_fault})"), False)
+
+    def _note(self, error: Exception, keep: bool = True) -> Exception:
+        self.faults += 1
+        if keep:
+            self.last_fault = f"{type(error).__name__}: {error}"[:300]
+        return error
+
+    def facts(self) -> dict[str, Any]:
+        """Failures so far, as `/health` says them."""
+        return {"policy_errors": self.faults, "last_policy_error": self.last_fault}
+
+    def _set_aside(self, error: Exception) -> bool:
+        """Rename a damaged file, so that the next use begins a new one; False when that is not to be or fails."""
+        if not self._mends:
+            return False
+        aside = self.path.with_name(f"{self.path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        try:
+            self.path.replace(aside)
+            for end in ("-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.with_name(self.path.name + end).replace(f"{aside}{end}")
+        except OSError:
+            return False
+        self._replaced = True
+        logger.error("%s is damaged (%s). It is kept as %s; a new one is started.", self.path, error, aside)
+        return True
+
+    @contextlib.contextmanager
+    def writing(self, patience_s: float = BUSY_S) -> Iterator[sqlite3.Connection]:
         """One transaction, alone among all processes. Raises sqlite3.Error or OSError; then nothing is kept."""
-        with self.reading() as conn:
+        with self.reading(patience_s) as conn:
             conn.execute("BEGIN IMMEDIATE")
             try:
                 yield conn
                 conn.execute("COMMIT")
             except BaseException:
                 if conn.in_transaction:
-                    conn.execute("ROLLBACK")
+                    with contextlib.suppress(sqlite3.Error):
+                        conn.execute("ROLLBACK")
                 raise
 
     def close(self) -> None:
         with self._lock:
             if self._conn is not None:
-                self._conn.close()
+                with contextlib.suppress(sqlite3.Error):
+                    self._conn.close()
             self._conn = None
 
     def changed(self) -> None:
@@ -136,19 +209,33 @@ class StateFile:
         except OSError:
             return 0
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, patience_s: float) -> sqlite3.Connection:
         if self._conn is not None and self._file_id == self._current_id():
             return self._conn
         self.close()
+        try:
+            self._conn = self._opened(patience_s)
+        except sqlite3.DatabaseError as e:
+            if not (_is_damage(e) and self._set_aside(e)):
+                raise
+            self._note(e)
+            self._conn = self._opened(patience_s)
+        self._file_id = self._current_id()
+        return self._conn
+
+    def _opened(self, patience_s: float) -> sqlite3.Connection:
         make_private_folder(self.path.parent)
         make_private_file(self.path)
-        conn = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
+        conn = sqlite3.connect(self.path, isolation_level=None, timeout=patience_s, check_same_thread=False)
+        self._patience_s = patience_s
         try:
-            _set_up_patiently(conn)
+            _set_up_patiently(conn, patience_s)
+            if self._replaced:
+                self.restore(conn)
+                self._replaced = False
         except BaseException:
             conn.close()
             raise
-        self._conn, self._file_id = conn, self._current_id()
         return conn
 
     def _current_id(self) -> tuple[int, int] | None:
@@ -160,13 +247,17 @@ class StateFile:
         return (stat.st_dev, stat.st_ino)
 
 
-def _set_up_patiently(conn: sqlite3.Connection) -> None:
+def _is_damage(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _set_up_patiently(conn: sqlite3.Connection, patience_s: float) -> None:
     """Set up, again and again while another process is doing the same.
 
     SQLite does not wait when two connections turn a new file to WAL at once: one of them gets BUSY on the spot, and
     a limiter that cannot open its file would let a call pass that must not.
     """
-    deadline = time.monotonic() + BUSY_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             return _set_up(conn)
@@ -243,7 +334,7 @@ class CacheStore:
         """The entries at 0..bucket-1 as any process on this host saved them; None where there is none alive."""
         found: list[CacheEntry | None] = [None] * bucket
         try:
-            with self._state.reading() as conn:
+            with self._state.reading(CACHE_BUSY_S) as conn:
                 rows = conn.execute(_READ_ENTRIES, (key, bucket, now_s)).fetchall()
         except Failure as e:
             logger.warning("cache not readable, treated as a miss: %s", e)
@@ -260,7 +351,7 @@ class CacheStore:
             return None
         expires = now_s + ttl_s
         try:
-            with self._state.writing() as conn:
+            with self._state.writing(CACHE_BUSY_S) as conn:
                 conn.execute("DELETE FROM cache WHERE key = ? AND expires <= ?", (key, now_s))
                 taken = {row[0] for row in conn.execute("SELECT idx FROM cache WHERE key = ?", (key,))}
                 index = next((i for i in range(bucket) if i not in taken), None)
@@ -279,7 +370,7 @@ class CacheStore:
     def price(self, key: bytes, request_id: str, cost_usd: float | None, usage: Mapping[str, Any]) -> None:
         """Add to an entry, saved before it was priced, what it cost."""
         try:
-            with self._state.writing() as conn:
+            with self._state.writing(CACHE_BUSY_S) as conn:
                 conn.execute(_PRICE_ENTRY, (cost_usd, json.dumps(dict(usage), default=str), key, request_id))
         except Failure as e:
             logger.warning("cost of a cached answer not kept: %s", e)
@@ -291,7 +382,7 @@ class CacheStore:
     def cost(self, key: bytes, request_id: str) -> float | None:
         """What an entry's answer cost, once it is known."""
         try:
-            with self._state.reading() as conn:
+            with self._state.reading(CACHE_BUSY_S) as conn:
                 row = conn.execute(_READ_COST, (key, request_id)).fetchone()
         except Failure:
             return None
@@ -377,37 +468,71 @@ def steady_clock() -> Callable[[], float]:
 
 
 class LimitStore:
-    """Token buckets, exact among all threads and processes that share the file."""
+    """Token buckets, exact among all threads and processes that share the file.
+
+    Without the file this process counts alone, from what it last knew of each bucket, until the file is back.
+    """
 
     def __init__(self, state: StateFile, clock: Callable[[], float] | None = None) -> None:
         self._state = state
         self._clock = clock or steady_clock()
         self._purged = False
+        self._lock = threading.Lock()
+        self._known: LRUCache[str, BucketState] = LRUCache(_KNOWN_BUCKETS)
+        self._apart: set[str] = set()
+        """Buckets that were used while the file could not be."""
 
     def take(self, bucket_id: str, policy: Policy, now_s: float | None = None) -> Decision:
-        """Decide one call and deduct its token in one transaction. A failing disk allows, with a warning."""
+        """Decide one call and deduct its token in one transaction."""
         now = self._clock() if now_s is None else now_s
         try:
-            with self._state.writing() as conn:
+            with self._state.writing(LIMIT_BUSY_S) as conn:
                 if not self._purged:
                     conn.execute("DELETE FROM buckets WHERE full_at < ?", (now - _BUCKET_KEPT_S,))
                     self._purged = True
-                decision, after = ratelimit.take(_bucket(conn, bucket_id), policy, now)
+                decision, after = ratelimit.take(self._bucket(conn, bucket_id), policy, now)
                 _put_bucket(conn, bucket_id, after, policy)
-                return decision
         except Failure as e:
-            logger.warning("rate limit not applied: %s", e)
-            return Decision(True, warning=f"Helicone-RateLimit-Policy: the limiter failed ({e}), so nothing is limited")
+            logger.warning("rate limit counted in memory: %s", e)
+            with self._lock:
+                decision, after = ratelimit.take(self._known.get(bucket_id), policy, now)
+                self._keep_apart(bucket_id, after)
+            return replace(decision, warning=MEMORY_WARNING.format(e))
+        self._keep(bucket_id, after)
+        return decision
 
     def charge(self, bucket_id: str, policy: Policy, cents: float, now_s: float | None = None) -> None:
-        """Deduct what a call cost, for policies with `u=cents`; a failing disk is logged."""
+        """Deduct what a call cost, for policies with `u=cents`."""
         now = self._clock() if now_s is None else now_s
         try:
-            with self._state.writing() as conn:
-                after = ratelimit.charge(_bucket(conn, bucket_id), policy, cents, now)
+            with self._state.writing(LIMIT_BUSY_S) as conn:
+                after = ratelimit.charge(self._bucket(conn, bucket_id), policy, cents, now)
                 _put_bucket(conn, bucket_id, after, policy)
         except Failure as e:
-            logger.warning("rate limit not charged: %s", e)
+            logger.warning("rate limit charged in memory: %s", e)
+            with self._lock:
+                self._keep_apart(bucket_id, ratelimit.charge(self._known.get(bucket_id), policy, cents, now))
+        else:
+            self._keep(bucket_id, after)
+
+    def _bucket(self, conn: sqlite3.Connection, bucket_id: str) -> BucketState | None:
+        """As the file has it, or as it was left in memory when that is less."""
+        stored = _bucket(conn, bucket_id)
+        if bucket_id not in self._apart:
+            return stored
+        known = self._known.get(bucket_id)
+        return known if known is not None and (stored is None or known.tokens < stored.tokens) else stored
+
+    def _keep(self, bucket_id: str, state: BucketState) -> None:
+        with self._lock:
+            self._known[bucket_id] = state
+            self._apart.discard(bucket_id)
+
+    def _keep_apart(self, bucket_id: str, state: BucketState) -> None:
+        self._known[bucket_id] = state
+        self._apart.add(bucket_id)
+        if len(self._apart) > _KNOWN_BUCKETS:
+            self._apart &= set(self._known)
 
 
 def _bucket(conn: sqlite3.Connection, bucket_id: str) -> BucketState | None:
@@ -444,6 +569,7 @@ class BudgetStore:
         self._lock = threading.Lock()
         self._budgets: tuple[Budget, ...] | None = None
         self._stamp = -1
+        state.restore = self._restore
         self._spent: dict[tuple[str, str, datetime], tuple[float, float]] = {}
         """(budget, value, period start) -> (USD, monotonic seconds of the last look at the log)."""
 
@@ -478,15 +604,35 @@ class BudgetStore:
     def decide(self, spender: Spender, now: datetime) -> BudgetState | None:
         """The exhausted budget that decides about this call, or None. `now` is aware; days begin in its zone.
 
-        Reads the log at most every ten seconds for each value; a failing disk lets the call pass.
+        Reads the log at most every ten seconds for each value. Without the files, budgets are judged by what was last
+        known of them. Raises SpendingUnknownError for a blocking one of which nothing is known.
         """
         try:
-            return budgets.strictest(
-                [state for budget in self.all() if (state := self._state_of(budget, spender, now))]
-            )
+            known = self.all()
         except Failure as e:
-            logger.warning("budgets not applied: %s", e)
+            logger.warning("budgets not read again: %s", e)
+            known = self._budgets or ()
+        return budgets.strictest([state for one in known if (state := self._known_state(one, spender, now))])
+
+    def _known_state(self, budget: Budget, spender: Spender, now: datetime) -> BudgetState | None:
+        try:
+            return self._state_of(budget, spender, now)
+        except Failure as e:
+            logger.warning("what was spent of a budget cannot be read: %s", e)
+            value = spender.value(budget) or ""
+            start = budgets.period_start(budget.per, now)
+            spent = self._spent.get((budget.name, value, start))
+            if spent is not None:
+                return BudgetState(budget, value, spent[0], start)
+            if budget.action == "block":
+                raise budgets.SpendingUnknownError(budget, str(e)) from e
             return None
+
+    def _restore(self, conn: sqlite3.Connection) -> None:
+        """Write what is known of the budgets into a file that replaces a damaged one."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+        rows = [(b.name, b.amount_usd, b.per, b.by, b.action, at) for b in self._budgets or ()]
+        conn.executemany("INSERT OR IGNORE INTO budgets VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def add(self, spender: Spender, cost_usd: float | None, now: datetime) -> None:
         """Count what a call cost before its row is in the log."""

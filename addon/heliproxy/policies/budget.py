@@ -80,6 +80,14 @@ class BudgetState:
         return self.spent_usd >= self.budget.amount_usd
 
 
+class SpendingUnknownError(Exception):
+    """What was spent of a blocking budget cannot be read, and was not known before."""
+
+    def __init__(self, budget: Budget, reason: str) -> None:
+        super().__init__(reason)
+        self.budget = budget
+
+
 def make_budget(amount: float, per: str, by: str | None = None, action: str = "warn") -> Budget:
     """A checked budget. Raises ValueError naming the value and what is expected."""
     if not math.isfinite(amount) or amount < 0:
@@ -119,6 +127,16 @@ def warning(state: BudgetState) -> str:
     """The sentence for the log, the row and `Heliproxy-Warning`."""
     whom = f" ({one_line(state.value)[:80]})" if state.value else ""
     return f"budget of {state.budget.description}{whom} is used up: {state.spent_usd:.4f} USD spent"
+
+
+def unknown_answer(error: SpendingUnknownError) -> Answer:
+    """The 503 of a blocking budget that cannot be judged: whoever set it wants no call to pass unseen."""
+    message = (
+        f"heliproxy: what was spent of the blocking budget of {error.budget.description} cannot be read"
+        f" ({one_line(str(error))}), so the call was not made. `heliproxy doctor` says more."
+    )
+    body = {"error": {"type": "budget_unknown", "code": "budget_unknown", "message": message}}
+    return json_answer(503, body, (("X-Helicone-Error", "budget_unknown"), ("x-should-retry", "false")), "budget")
 
 
 def block_answer(state: BudgetState) -> Answer:
