@@ -233,6 +233,7 @@ class Heliproxy:
             self._ready.set()
             raise
         self.recorder = services.recorder
+        self.recorder.live = self.under_way
         services.gates.side_calls = self.recorder.finish
         self.services = services
         self._ready.set()
@@ -738,6 +739,10 @@ class Heliproxy:
             found.close(by_client, f"the socket was closed by the {'client' if by_client else 'upstream'}")
 
     # ---------------------------------------------------------------- the end
+
+    def under_way(self) -> list[Exchange]:
+        """Every call that is not over. The recorder asks, on its own thread."""
+        return [*self.live.values(), *(one for socket in tuple(self.sockets.values()) for one in socket.open_calls())]
 
     def _finish(self, flow_id: str) -> None:
         """Hand an exchange to the recorder; a second call for the same one does nothing."""

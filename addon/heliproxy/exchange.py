@@ -217,6 +217,10 @@ class Exchange:
     hide_usage: bool = False
     """We asked for the usage chunk, the client did not: it is taken out of the stream again."""
     finished: bool = False
+    handed: int = 0
+    """Bytes of bodies that went to the recorder with its end."""
+    bodies_lost: bool = False
+    """There was no room for the bodies, so nothing can be read out of them."""
     logged: bool = True
     """False: policies act on it, but it makes no row."""
     ask: Ask | None = None

@@ -294,6 +294,13 @@ M003 = (
     ),
 )
 
+M004 = (
+    # Which process is at work on a row that was opened before its call was over (see underway.py).
+    "CREATE TABLE under_way (request_id TEXT PRIMARY KEY, process TEXT NOT NULL) WITHOUT ROWID",
+    # Few rows are in it at any time, and all others pay nothing.
+    "CREATE INDEX requests_incomplete ON requests (created_at) WHERE incomplete = 1",
+)
+
 
 def m001_first_schema(db: Database) -> None:
     for statement in M001:
@@ -310,7 +317,12 @@ def m003_rollups(db: Database) -> None:
         db.execute(statement)
 
 
-STEPS = (m001_first_schema, m002_objects, m003_rollups)
+def m004_under_way(db: Database) -> None:
+    for statement in M004:
+        db.execute(statement)
+
+
+STEPS = (m001_first_schema, m002_objects, m003_rollups, m004_under_way)
 NAMES = frozenset(step.__name__ for step in STEPS)
 # Steps whose tables and columns the reports use: an archived copy without the later ones can still be read.
 NEEDED_TO_READ = frozenset({m001_first_schema.__name__})

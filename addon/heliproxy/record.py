@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -162,15 +162,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     truncated = truncated or len(request) > STORED_LIMIT
     status, error_type, error = _status(exchange, reply)
     hit = exchange.cache == "HIT"
-    row: dict[str, Any] = {
-        "id": exchange.id,
-        "created_at": utc_text(exchange.created_at),
-        "provider": exchange.route.provider,
-        "host": exchange.route.host,
-        "path": redact_path(exchange.path),
-        "method": exchange.method,
-        "format": exchange.route.format or None,
-        "source": exchange.source,
+    row = _facts(exchange, ask, request_headers) | {
         "status": status,
         "error": error,
         "error_type": error_type,
@@ -180,18 +172,13 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         "attempts": len(exchange.attempts) or (0 if exchange.answered_here or exchange.answer_reason == "mock" else 1),
         "attempts_json": _attempts_json(exchange),
         "fallback_index": exchange.fallback_index,
-        "run_id": exchange.run_id,
-        "client": request_headers.get("user-agent"),
-        "target_url": exchange.target_url,
         "parse_error": parse_error,
         "truncated": int(truncated),
         "incomplete": 0,
-        "preview": None if exchange.directives.omit_request else ask.preview or None,
         "answer_preview": None if exchange.directives.omit_response else reply.preview or None,
         "finish_reason": reply.finish_reason,
         "response_id": reply.response_id,
         "service_tier": reply.pricing.get("tier") or ask.tier,
-        "size_request": len(exchange.request_body or b""),
         "size_response": exchange.size_response,
     }
     row.update(_models(exchange, ask, reply))
@@ -215,6 +202,63 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         row=row,
     )
     return Record(row, {**exchange.directives.properties, **exchange.properties}, body), outcome
+
+
+def open_record(exchange: Exchange, secret: bytes) -> tuple[Record, Exchange]:
+    """The row for the time being of a call that is not over, and the copy of the exchange it was made of.
+
+    The event loop is at work on the exchange itself meanwhile, which is left as it is.
+    """
+    now = replace(exchange, ask=None, request_decoded=b"", chunks=[], warnings=[], attempts=[], after=[], sink=None)
+    headers = lower_headers(now.request_headers)
+    ask = asked(now)
+    row = _facts(now, ask, headers) | _models(now, ask, Reply()) | _who(now, ask, headers, secret)
+    row["incomplete"] = 1
+    row["stream"] = int(ask.stream)
+    return Record(row, {**now.directives.properties, **now.properties}), now
+
+
+def bare_record(exchange: Exchange, reason: str, secret: bytes | None) -> tuple[Record, Outcome]:
+    """The row of a call of which something could not be read: who, when, how long, and what HTTP says of it."""
+    headers = lower_headers(exchange.request_headers)
+    row = _facts(exchange, Ask(), headers) | _times(exchange) | _models(exchange, Ask(), Reply())
+    if secret is not None:
+        row |= _who(exchange, Ask(), headers, secret)
+    status, error_type, error = _status(exchange, Reply())
+    row |= {
+        "status": status,
+        "error_type": error_type,
+        "error": error,
+        "cache": exchange.cache,
+        "cache_reference_id": exchange.cache_reference_id,
+        "attempts": len(exchange.attempts) or int(not exchange.answered_here),
+        "fallback_index": exchange.fallback_index,
+        "usage_source": "none",
+        "parse_error": reason,
+        "incomplete": 0,
+        "size_response": exchange.size_response,
+    }
+    record = Record(row, {**exchange.directives.properties, **exchange.properties})
+    return record, Outcome(status=status, complete=False, cost_usd=None, usage=None, row=row)
+
+
+def _facts(exchange: Exchange, ask: Ask, headers: Mapping[str, str]) -> dict[str, Any]:
+    """What is the same from the beginning of a call to its end."""
+    return {
+        "id": exchange.id,
+        "created_at": utc_text(exchange.created_at),
+        "provider": exchange.route.provider,
+        "host": exchange.route.host,
+        "path": redact_path(exchange.path),
+        "method": exchange.method,
+        "format": exchange.route.format or None,
+        "source": exchange.source,
+        "run_id": exchange.run_id,
+        "client": headers.get("user-agent"),
+        "target_url": exchange.target_url,
+        "preview": None if exchange.directives.omit_request else ask.preview or None,
+        "size_request": len(exchange.request_body or b""),
+    }
 
 
 def is_whole(exchange: Exchange) -> bool:

@@ -14,12 +14,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heliproxy import batches
 from heliproxy.exchange import Exchange, Outcome
-from heliproxy.record import Pricing, Sink, build_record
+from heliproxy.record import Pricing, Sink, bare_record, build_record, open_record, utc_text
 from heliproxy.store import Record, Writer
+from heliproxy.underway import Presence, mark_lost
+
+if TYPE_CHECKING:
+    import sqlite3
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,14 @@ BATCH_SECONDS = 0.2
 BATCH_ROWS = 500
 IDLE_SECONDS = 0.3
 """Without anything to do for this long, the recorder gets its prices ready."""
+LOOK_SECONDS = 0.25
+"""How often the calls under way are looked at."""
+OPEN_AFTER_SECONDS = 0.5
+"""A call that runs longer than this gets its row before it is over, so that a crash does not hide it."""
+SWEEP_SECONDS = 60.0
+"""How often rows that other processes left open when they died are marked as lost."""
+BUSY_SECONDS = 1.0
+"""How long a commit waits for another process's lock. What comes in meanwhile waits in memory, unread."""
 MAX_PENDING_BYTES = 256 * 1024 * 1024
 """Of bytes waiting for this thread; past it, bodies are dropped first."""
 MAX_PENDING_ITEMS = 50_000
@@ -57,6 +69,11 @@ class Counters:
     lost_bodies: int = 0
     errors: int = 0
     last_error: str | None = None
+    lost_calls: int = 0
+    """Rows found that other processes left open when they died."""
+
+
+_NOTHING = object()
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +121,15 @@ class Recorder:
         self.listeners: list[Listener] = []
         self._new: list[str] = []
         self.writer: Writer | None = None
+        self.live: Callable[[], Iterable[Exchange]] = tuple
+        """Gives all calls under way; asked on the recorder's thread, so that they cost the event loop nothing."""
+        self._opened: dict[Exchange, Exchange] = {}
+        """Calls whose row was opened, each with its copy of that time."""
+        self._presence: Presence | None = None
+        self._commit_at: float | None = None
+        self._logs_at: float | None = None
+        self._look_at = self._sweep_at = 0.0
+        self._over = False
 
     def start(self) -> None:
         """Start the thread and wait until the database is open.
@@ -133,8 +159,16 @@ class Recorder:
 
     def finish(self, exchange: Exchange) -> None:
         """Take an exchange that is over; its row is written within `BATCH_SECONDS`."""
+        size = exchange.pending + len(exchange.request_body or b"")
+        if self._pending_bytes + size > MAX_PENDING_BYTES:
+            self.counters.lost_bodies += 1
+            exchange.bodies_lost = True
+            exchange.chunks, exchange.request_body, size = [], None, 0
+        exchange.handed = size
+        self._pending_bytes += size
         if self._queue.qsize() > MAX_PENDING_ITEMS:
             self.counters.lost_rows += 1
+            self._pending_bytes -= size
             return
         self._queue.put(exchange)
 
@@ -186,6 +220,41 @@ class Recorder:
         """Return once everything handed over before is committed."""
         self.call(lambda: None, timeout)
 
+    def flushed(self, timeout: float = 10.0) -> bool:
+        """Whether everything handed over before is committed now; False when the database does not take it."""
+
+        def nothing_waits() -> bool:
+            return self.writer is not None and not self.writer.buffered
+
+        try:
+            return bool(self.call(nothing_waits, timeout))
+        except TimeoutError:
+            return False
+
+    def facts(self) -> dict[str, Any]:
+        """What works, what waits and what was lost, as `/health` says it."""
+        counters, writer = self.counters, self.writer
+        facts = {
+            "recorder": "running" if self.alive else "stopped",
+            "rows": counters.rows,
+            "written": writer.written if writer is not None else 0,
+            "waiting": self.waiting,
+            "waiting_bytes": self._pending_bytes,
+            "unwritten": writer.buffered if writer is not None else 0,
+            "under_way": len(self._opened),
+            "lost_rows": counters.lost_rows + (writer.lost_rows if writer is not None else 0),
+            "lost_bodies": counters.lost_bodies + (writer.lost_bodies if writer is not None else 0),
+            "lost_calls": counters.lost_calls,
+            "errors": counters.errors + (writer.errors if writer is not None else 0),
+            "last_error": counters.last_error or (writer.last_error if writer is not None else None),
+            "damaged_files": writer.set_aside if writer is not None else 0,
+            "away_since": None,
+        }
+        away = writer.away_since if writer is not None else None
+        if away is not None:
+            facts["away_since"] = utc_text(away)
+        return facts
+
     def close(self, timeout: float = 30.0) -> None:
         """Write what is left and end the thread."""
         if self._thread.is_alive():
@@ -200,35 +269,107 @@ class Recorder:
             return
         finally:
             self._started.set()
-        deadline: float | None = None
-        logs_due: float | None = None
+        self._be_present()
+        while not self._over:
+            try:
+                self._work()
+            except Exception as e:
+                self._failed(e)
+
+    def _be_present(self) -> None:
+        """Let other processes see that this one lives, and so which open rows are still worked on."""
+        assert self.writer is not None
+        try:
+            self.writer.be_patient(BUSY_SECONDS)
+            presence = Presence(self.writer.path.parent)
+            presence.take()
+        except Exception as e:
+            self._failed(e)
+            return
+        self._presence = presence
+        self.writer.process = presence.name
+
+    def _work(self) -> None:
+        """Take what comes, commit in batches, look after the calls under way; until the end."""
+        assert self.writer is not None
         ready = False
         while True:
-            due = min((at for at in (deadline, logs_due) if at is not None), default=None)
             try:
-                wait = None if due is None else max(0.0, due - self._clock())
-                item = self._queue.get(timeout=IDLE_SECONDS if wait is None and not ready else wait)
+                item = self._queue.get(
+                    timeout=self._patience() if ready or self._commit_at or self._logs_at else IDLE_SECONDS
+                )
             except queue.Empty:
-                if due is None:
+                item = _NOTHING
+                if not ready and self._commit_at is None:
                     ready = True
                     self._get_ready()
-            else:
-                if item is None:
-                    self._read_logs()
-                    self._commit(final=True)
-                    self.writer.close()
-                    return
-                if item is _LOGS:
-                    logs_due = self._clock() + GATHER_SECONDS
-                else:
-                    self._take(item)
-            if logs_due is not None and self._clock() >= logs_due:
+            if item is None:
+                self._over = True
+                self._end()
+                return
+            if item is _LOGS:
+                self._logs_at = self._clock() + GATHER_SECONDS
+            elif item is not _NOTHING:
+                self._take(item)
+            now = self._clock()
+            if self._logs_at is not None and now >= self._logs_at:
                 self._read_logs(1)
-                logs_due = self._clock() + PAUSE_SECONDS if self._told else None
-            if self.writer.buffered and deadline is None:
-                deadline = self._clock() + BATCH_SECONDS
-            if deadline is not None and (self.writer.buffered >= BATCH_ROWS or self._clock() >= deadline):
-                deadline = self._commit()
+                now = self._clock()
+                self._logs_at = now + PAUSE_SECONDS if self._told else None
+            if now >= self._look_at:
+                self._look(now)
+            if not self.writer.buffered:
+                self._commit_at = None
+            elif self._commit_at is None:
+                self._commit_at = now + BATCH_SECONDS
+            elif now >= self._commit_at or self.writer.buffered >= BATCH_ROWS:
+                self._commit_at = self._commit()
+
+    def _patience(self) -> float:
+        due = min(at for at in (self._look_at, self._commit_at, self._logs_at) if at is not None)
+        return max(0.0, due - self._clock())
+
+    def _end(self) -> None:
+        assert self.writer is not None
+        try:
+            self._read_logs()
+            self._commit(final=True)
+        finally:
+            self.writer.close()
+            if self._presence is not None:
+                self._presence.drop()
+
+    def _look(self, now: float) -> None:
+        """Open the rows of calls that have been under way for a while; mark those of dead processes."""
+        assert self.writer is not None
+        self._look_at = now + LOOK_SECONDS
+        try:
+            live = set(self.live())
+            self._opened = {exchange: seen for exchange, seen in self._opened.items() if exchange in live}
+            since = time.perf_counter() - OPEN_AFTER_SECONDS
+            for exchange in live:
+                if exchange.started < since and exchange not in self._opened:
+                    self._open(exchange)
+            if now >= self._sweep_at and self.writer.away_since is None:
+                self._sweep_at = now + SWEEP_SECONDS
+                self.counters.lost_calls += self.writer.run(self._mark_lost)
+        except Exception as e:
+            self._failed(e)
+
+    def _open(self, exchange: Exchange) -> None:
+        assert self.writer is not None
+        self._opened[exchange] = exchange
+        if exchange.warm_up or not exchange.logged:
+            return
+        if self._pricing is None:
+            self._pricing = self._load_pricing()
+        record, seen = open_record(exchange, self._pricing.secret)
+        self._opened[exchange] = seen
+        self.writer.add(record)
+
+    def _mark_lost(self, conn: sqlite3.Connection) -> int:
+        assert self.writer is not None
+        return mark_lost(conn, self.writer.path.parent, self.writer.process)
 
     def _get_ready(self) -> None:
         """Load the prices before the first exchange ends; a program that makes no call never waits for them."""
@@ -248,6 +389,7 @@ class Recorder:
                     exchange.sink = Sink(exchange)
                 exchange.sink.feed(chunks)
             elif isinstance(item, Exchange):
+                self._pending_bytes -= item.handed
                 self._record(item)
             elif isinstance(item, Record):
                 self._add(item)
@@ -255,6 +397,8 @@ class Recorder:
                 self._answer(item)
         except Exception as e:
             self._failed(e)
+            if isinstance(item, tuple):
+                item[0].parse_error = item[0].parse_error or f"response: {type(e).__name__}: {e}"
 
     def _read_logs(self, most: int = sys.maxsize) -> None:
         """Read and record the logs that have been waiting longest."""
@@ -270,9 +414,7 @@ class Recorder:
 
     def _record(self, exchange: Exchange) -> None:
         assert self.writer is not None
-        if self._pricing is None:
-            self._pricing = self._load_pricing()
-        record, outcome = build_record(exchange, self._pricing)
+        record, outcome = self._build(exchange)
         if (
             exchange.warm_up
             and outcome.status == 200
@@ -286,6 +428,29 @@ class Recorder:
                 self._record(result)
         for act in exchange.after:
             self._act(act, exchange, outcome)
+
+    def _build(self, exchange: Exchange) -> tuple[Record, Outcome]:
+        """Everything about a call; what HTTP alone says of it when something in here fails."""
+        seen = self._opened.pop(exchange, None)
+        if seen is not None and seen.request_body is exchange.request_body and seen.route is exchange.route:
+            # Its request was read when its row was opened.
+            exchange.ask, exchange.request_decoded = seen.ask, seen.request_decoded
+            exchange.parse_error = exchange.parse_error or seen.parse_error
+        try:
+            if self._pricing is None:
+                self._pricing = self._load_pricing()
+            if not exchange.bodies_lost:
+                return build_record(exchange, self._pricing)
+            reason = "not read: too much was waiting to be written"
+        except Exception as e:
+            self._failed(e)
+            reason = f"recording failed: {type(e).__name__}: {e}"
+        secret = self._pricing.secret if self._pricing is not None else None
+        try:
+            return bare_record(exchange, reason, secret)
+        except Exception:
+            self.counters.lost_rows += 1
+            raise
 
     def _add(self, record: Record) -> None:
         assert self.writer is not None

@@ -14,6 +14,7 @@ from collections.abc import Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from heliproxy.faults import Faults
 from heliproxy.gates import Gates
 from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, make_private_folder
 from heliproxy.record import Pricing
@@ -124,6 +125,11 @@ class Services:
         self.gates: Gates
         self.app: Any = None
         self.webhooks: Webhooks
+        self.faults = Faults()
+
+    def facts(self) -> dict[str, Any]:
+        """Failures of hooks and policies so far, as `/health` says them."""
+        return self.faults.facts() | self.gates.state.facts()
 
     async def start(self, addon: Heliproxy) -> None:
         """Open the database and the API port.
@@ -134,6 +140,7 @@ class Services:
         """
         home = self.settings.home
         make_private_folder(home)
+        self.faults.install()
         secret = install_secret(home)
         self.recorder = Recorder(Store(home / DATABASE_NAME).writer, lambda: _pricing(self.settings, secret))
         await asyncio.get_running_loop().run_in_executor(None, self.recorder.start)
@@ -162,6 +169,7 @@ class Services:
         await loop.run_in_executor(None, self.webhooks.close)
         self.app.close()
         self.gates.close()
+        self.faults.uninstall()
         with contextlib.suppress(sqlite3.Error):
             await loop.run_in_executor(None, settle, self.settings.home / DATABASE_NAME)
 

@@ -79,6 +79,10 @@ class Socket:
         elif exchange.pending > HAND_OVER:
             self._stream(exchange)
 
+    def open_calls(self) -> tuple[Exchange, ...]:
+        """Responses that are not over; may be asked on any thread."""
+        return tuple(self._open)
+
     def close(self, by_client: bool, reason: str) -> None:
         """The socket is gone: what is still open ended with it."""
         for exchange in list(self._open):

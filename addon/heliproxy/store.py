@@ -57,6 +57,11 @@ SET_PROPERTY = "INSERT OR REPLACE INTO properties (request_id, key, value) VALUE
 SET_SCORE = "INSERT OR REPLACE INTO scores (request_id, name, value, type) VALUES (?, ?, ?, ?)"
 SET_FEEDBACK = "INSERT OR REPLACE INTO feedback (request_id, name, value, type, created_at) VALUES (?, ?, ?, ?, ?)"
 
+PUT_UNDER_WAY = (
+    "INSERT OR REPLACE INTO under_way (process, request_id) SELECT ?, id FROM requests WHERE id = ? AND incomplete = 1"
+)
+FORGET_UNDER_WAY = "DELETE FROM under_way WHERE request_id = ?"
+
 FEEDBACK_SCORE = "helicone-score-feedback"
 
 # Errors that lie in one value of one row: the rest of the batch is written without it.
@@ -69,6 +74,14 @@ POISON = (
     sqlite3.DataError,
 )
 Failure = (sqlite3.Error, OSError, SchemaError)
+
+MAGIC = b"SQLite format 3\0"
+MAX_ODD_FAILURES = 20
+"""Times in a row that a batch may fail for a reason that is not the database's before it is given up."""
+
+
+class DamagedError(sqlite3.DatabaseError):
+    """The file was overwritten while it was in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +209,15 @@ class Writer:
         self.lost_bodies = 0
         self.errors = 0
         self.last_error: str | None = None
+        self.set_aside = 0
+        """Damaged files that were renamed and replaced by a new one."""
+        self.away_since: float | None = None
+        """Unix seconds since when nothing could be written; None: the last write worked."""
+        self.process: str | None = None
+        """Mark of this process (see `underway`), noted with every row that is opened before its call is over."""
+        self._opened: set[str] = set()
+        """Ids of rows that this writer has opened and not replaced yet."""
+        self._odd_failures = 0
         self._clock = clock
         self._monotonic = monotonic
         self._busy_timeout = busy_timeout
@@ -267,10 +289,16 @@ class Writer:
         for _ in range(2):  # twice: a corrupt or vanished file is replaced, then written
             try:
                 return self._commit()
-            except Failure as e:
+            except Exception as e:
                 if not self._failed(e):
                     return 0
         return 0
+
+    def be_patient(self, seconds: float) -> None:
+        """From now on wait this long for another process's lock before a batch is put off."""
+        self._busy_timeout = seconds
+        if self._conn is not None:
+            self._conn.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
 
     def _commit(self) -> int:
         rows = list(self._rows.values())
@@ -278,6 +306,9 @@ class Writer:
             lost = self._write(conn, PUT_ROW, rows)
             self._write(conn, PUT_PROPERTY, self._properties)
             lost_bodies = self._write(conn, PUT_BODY, list(self._bodies.values()))
+            opened = self._note_opened(conn)
+        self._opened = opened
+        self._odd_failures = 0
         self._rows = {}
         self._properties = []
         self._bodies = {}
@@ -296,6 +327,16 @@ class Writer:
             return True
         known = "SELECT 1 FROM requests WHERE created_at < ? AND id IN (SELECT value FROM json_each(?)) LIMIT 1"
         return conn.execute(known, (horizon, json.dumps([row[0] for row in rows]))).fetchone() is not None
+
+    def _note_opened(self, conn: sqlite3.Connection) -> set[str]:
+        """Note rows of calls still under way with this process's mark, and take out those that are over."""
+        fresh = [key for key, row in self._rows.items() if row[INCOMPLETE]]
+        over = self._opened & self._rows.keys() - set(fresh) if self._opened else set()
+        if fresh and self.process is not None:
+            conn.executemany(PUT_UNDER_WAY, [(self.process, key) for key in fresh])
+        if over:
+            conn.executemany(FORGET_UNDER_WAY, [(key,) for key in over])
+        return self._opened.union(fresh) - over
 
     def _write(self, conn: sqlite3.Connection, sql: str, rows: list[tuple[Any, ...]]) -> int:
         """Write all rows; returns how many could not be stored whatever was done to them."""
@@ -362,12 +403,24 @@ class Writer:
             self._failed(e)
             raise
 
+    def run[T](self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `job` on the connection, outside a transaction and not looking at what is buffered.
+
+        Raises sqlite3.Error or OSError.
+        """
+        self.open()
+        assert self._conn is not None
+        return job(self._conn)
+
     # -- the file --------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the file if it is not open. Raises SchemaError, sqlite3.Error or OSError."""
         if self._conn is not None and self._file_id() == self._inode:
-            return
+            if self._starts_well():
+                return
+            # Overwritten in place. SQLite, whose own pages are in memory, would go on writing into it for a while.
+            raise DamagedError(f"{self.path.name} does not begin as a SQLite database does")
         self._disconnect()
         try:
             self._conn = open_writer(self.path, self._busy_timeout)
@@ -382,9 +435,13 @@ class Writer:
         """Write what is buffered (what cannot be written is counted as lost) and close the file. Does not raise."""
         self.flush(force=True)
         if self._rows or self._bodies:
-            self._lose("could not be written before the end", rows=len(self._rows), bodies=len(self._bodies))
-        self._rows, self._properties, self._bodies, self._body_bytes = {}, [], {}, 0
+            self._give_up()
         self._disconnect()
+
+    def _give_up(self) -> None:
+        self._lose("could not be written", rows=len(self._rows), bodies=len(self._bodies))
+        self._rows, self._properties, self._bodies, self._body_bytes = {}, [], {}, 0
+        self._odd_failures = 0
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -401,13 +458,22 @@ class Writer:
                     conn.execute("ROLLBACK")
             raise
         self._delay = self._retry_at = 0.0
+        self.away_since = None
 
     def _failed(self, error: BaseException) -> bool:
         """Note a failed write and decide what comes next: True to try again at once, False to wait."""
         self._note(error)
+        self.away_since = self.away_since or self._clock()
         code = primary_code(error)
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if not isinstance(error, Failure):
+            self._odd_failures += 1
+            if self._odd_failures > MAX_ODD_FAILURES:
+                self._give_up()
+        if isinstance(error, DamagedError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             moved = self._file_id() != self._inode
+            if self._conn is not None:
+                # What the damaged file and its WAL hold is left as it is, for whoever wants to mend it.
+                self._conn.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             self._disconnect()
             # Another process may have set the file aside already; then its new one is used.
             if moved or self._set_aside(error):
@@ -435,6 +501,7 @@ class Writer:
         except OSError as e:
             self._note(e)
             return False
+        self.set_aside += 1
         logger.error("The database is damaged (%s). It is kept as %s; a new one is started.", error, aside)
         return True
 
@@ -444,6 +511,14 @@ class Writer:
         except OSError:
             return None
         return info.st_dev, info.st_ino
+
+    def _starts_well(self) -> bool:
+        """Whether the file on the disk is still a database by its first bytes; True when that cannot be seen."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                return file.read(len(MAGIC)) == MAGIC
+        except OSError:
+            return True
 
     def _disconnect(self) -> None:
         if self._conn is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -111,26 +112,23 @@ def dispatcher(api: Api, methods: Mapping[str, Endpoint]) -> Callable[[Request],
     return dispatch
 
 
+WRONG = ("lost_rows", "lost_bodies", "errors", "hook_errors", "policy_errors", "away_since")
+"""Facts that make the health "degraded" when they are not 0 or null."""
+
+
 async def health(request: Request) -> Response:
-    """What works and what was lost; 200 also when degraded, for the proxy itself goes on."""
-    recorder = request.app.state.addon.recorder
-    counters, writer = recorder.counters, recorder.writer
-    lost_rows = counters.lost_rows + (writer.lost_rows if writer is not None else 0)
-    lost_bodies = counters.lost_bodies + (writer.lost_bodies if writer is not None else 0)
-    errors = counters.errors + (writer.errors if writer is not None else 0)
-    healthy = recorder.alive and not lost_rows and not lost_bodies and not errors
-    return JSONResponse(
-        {
-            "status": "ok" if healthy else "degraded",
-            "version": __version__,
-            "recorder": "running" if recorder.alive else "stopped",
-            "rows": counters.rows,
-            "waiting": recorder.waiting,
-            "lost_rows": lost_rows,
-            "lost_bodies": lost_bodies,
-            "errors": errors,
-        }
-    )
+    """What works and what was lost; 200 also when degraded, for the proxy itself goes on.
+
+    With `?flush=1` it answers once everything handed over before is committed (`flushed` true), or cannot be.
+    """
+    addon = request.app.state.addon
+    recorder = addon.recorder
+    flushed = {}
+    if request.query_params.get("flush"):
+        flushed["flushed"] = await to_thread.run_sync(recorder.flushed)
+    facts = recorder.facts() | (addon.services.facts() if addon.services is not None else {})
+    healthy = recorder.alive and not any(facts.get(name) for name in WRONG)
+    return JSONResponse({"status": "ok" if healthy else "degraded", "version": __version__, **facts, **flushed})
 
 
 async def openapi_document(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
