@@ -545,6 +545,8 @@ def _body_facts(body: bytes) -> _Facts:
         model, user = value.get("model"), value.get("user")
     except (ValueError, RecursionError, AttributeError):
         return _Facts()
+    if isinstance(user, int) and not isinstance(user, bool):
+        user = str(user)  # as the row has it
     return _Facts(model if isinstance(model, str) else None, user if isinstance(user, str) else None)
 
 

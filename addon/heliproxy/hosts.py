@@ -351,7 +351,7 @@ def _made(rules: _Rules, name: str, path: str, form: str | None) -> Route:
 
 _BATCH = re.compile(r"/v1/messages/batches/[^/]+/results$")
 _MODEL = re.compile(
-    r"/(?:models|tunedModels|endpoints)/([^/:]+)(?::|$)|/deployments/([^/]+)/|/model/(.+)/(?:converse|invoke)"
+    r"/(?:models|tunedModels|endpoints)/([^/:]+)(?::|$)|/(?:deployments|engines)/([^/]+)/|/model/(.+)/(?:converse|invoke)"
 )
 
 

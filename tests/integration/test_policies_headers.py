@@ -247,8 +247,7 @@ def test_legacy_prompt_tags_are_taken_out(rig: Rig) -> None:
     ("text", "sent", "inputs"),
     [
         ('<helicone-prompt-input key="name">Ada</helicone-prompt-input>', "Ada", {"name": "Ada"}),
-        ("<helicone-prompt-input key='a'>1</helicone-prompt-input>-<helicone-prompt-input key='b'>2</helicone-prompt-input>",
-         "1-2", {"a": "1", "b": "2"}),
+        ("<helicone-prompt-input key='a'>1</helicone-prompt-input>" * 2, "11", {"a": "1"}),
         ('<helicone-prompt-input key="empty"></helicone-prompt-input>!', "!", {"empty": ""}),
         ('<helicone-prompt-input key="gone" />x', "x", {"gone": ""}),
         ('<helicone-prompt-input key="lines">a\n"b" é</helicone-prompt-input>', 'a\n"b" é', {"lines": 'a\n"b" é'}),
@@ -256,7 +255,7 @@ def test_legacy_prompt_tags_are_taken_out(rig: Rig) -> None:
         ('<helicone-prompt-input key="open">never closed', '<helicone-prompt-input key="open">never closed', {}),
         ("plain <b>tags</b>", "plain <b>tags</b>", {}),
     ],
-)  # fmt: skip
+)
 def test_inputs_of_legacy_prompts_are_logged(rig: Rig, text: str, sent: str, inputs: dict[str, str]) -> None:
     response = rig.ask({"Helicone-Prompt-Id": "greeting"}, text=text)
     assert rig.last.json["messages"][0]["content"] == sent
