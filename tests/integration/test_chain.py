@@ -26,7 +26,7 @@ from heliproxy.settings import Settings, parse_upstreams
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGIN = "Basic " + base64.b64encode(b"al:pw").decode()
-NAMES = ("api.openai.com", "api.groq.com", "inside.example")
+NAMES = ("api.openai.com", "api.groq.com", "inside.example", "localhost")
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -34,8 +34,8 @@ class Company:
     """A company's proxy: tunnels to port 443 alone, takes plain http in absolute form, asks for a password, and keeps
     a list. Every name leads to the same two servers on loopback."""
 
-    def __init__(self, secure: int, plain: int) -> None:
-        self.secure, self.plain = secure, plain
+    def __init__(self, secure: int, plain: int, context: ssl.SSLContext | None = None) -> None:
+        self.secure, self.plain, self.context = secure, plain, context
         self.lines: list[str] = []
         self.refuses = False
         self._loop = asyncio.new_event_loop()
@@ -58,7 +58,7 @@ class Company:
     async def _serve(self) -> None:
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._client, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._client, "127.0.0.1", 0, ssl=self.context)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stopped.wait()
@@ -144,6 +144,8 @@ class Office:
         self.proxy, self.secure, self.plain, self.ca = proxy, secure, plain, ca
         self.script: list[Answer] = []
         url = f"http://al:pw@127.0.0.1:{proxy.port}"
+        if proxy.context is not None:
+            url = f"https://al:pw@localhost:{proxy.port}"
         self.environ = {
             **dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY"), url),
             "NO_PROXY": "direct.example",
@@ -156,14 +158,14 @@ class Office:
 
 
 @pytest.fixture
-def office(tmp_path, monkeypatch) -> Iterator[Office]:
+def office(tmp_path, monkeypatch, request) -> Iterator[Office]:
     ca = company_certificate(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "server.pem")
     with (
         Upstream(lambda _: Answer(500), context=context) as secure,
         Upstream(lambda _: Answer(body=b"plain")) as plain,
-        Company(secure.port, plain.port) as proxy,
+        Company(secure.port, plain.port, context if getattr(request, "param", "http") == "https" else None) as proxy,
     ):
         found = Office(proxy, secure, plain, ca)
         for name in ("https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "no_proxy", "HELIPROXY_UPSTREAM_PROXY"):
@@ -195,6 +197,30 @@ def test_decrypted_calls_go_through_it_with_retries_on_one_tunnel(office, client
     assert len(office.secure.asked) == 3
     assert set(office.proxy.lines) == {"CONNECT api.openai.com:443"}
     assert office.secure.asked[0].header("proxy-authorization") is None
+
+
+@pytest.mark.parametrize("office", ["https"], indirect=True)
+def test_proxy_that_speaks_tls_itself_is_taken_all_ways(office, client):
+    answer = client.post("https://api.openai.com/v1/chat/completions", json=CHAT)
+    assert answer.json()["choices"]
+    assert client.get("https://inside.example/x").status_code == 200
+    assert client.get("http://files.example/a").text == "plain"
+    assert office.proxy.lines == [
+        "CONNECT api.openai.com:443",
+        "CONNECT inside.example:443",
+        "GET http://files.example:80/a",
+    ]
+
+
+@pytest.mark.parametrize("office", ["https"], indirect=True)
+def test_proxy_whose_certificate_nobody_vouches_for_is_refused(office, home, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with ProxyThread(Settings(home=home, port=0, api_port=None)) as ours:
+        url = f"http://127.0.0.1:{ours.port}/oai/v1/chat/completions"
+        answer = httpx.post(url, json=CHAT, trust_env=False, timeout=20)
+    assert answer.status_code == 502
+    assert "certificate verify failed" in answer.text.lower()
+    assert office.proxy.lines == []
 
 
 def test_fallback_to_another_host_goes_through_it_too(office, ours):
@@ -293,6 +319,7 @@ SCRIPT = """if True:
 """
 
 
+@pytest.mark.parametrize("office", ["http", "https"], indirect=True)
 def test_run_behind_it_verifies_decrypted_and_tunnelled_hosts(office, home, tmp_path):
     env = {
         "PATH": os.environ["PATH"],
