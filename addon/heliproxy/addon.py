@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import connection, ctx, exceptions, http, tls
 
-from heliproxy import attempts, dispatch, entry, fallbacks, fast_layers, flows, hosts, reach, targets
+from heliproxy import attempts, dispatch, fallbacks, fast_layers, flows, hosts, targets
 from heliproxy.chain import Chain, chain_of
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.environment import original_env, run_of
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from mitmproxy.addonmanager import Loader
     from mitmproxy.proxy import layer, server_hooks
 
+    from heliproxy.patience import Patience
     from heliproxy.recorder import Recorder
 
-    from heliproxy.patience import Patience
 logger = logging.getLogger(__name__)
 
 BUFFER_LIMIT = 256 * 1024
@@ -106,14 +106,14 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         False,
         "Ask OpenAI-style chat streams for their usage, and hide the extra chunk from clients that did not ask.",
     ),
-    ("heliproxy_run_id", str, "", "Tag every row with this run."),
-    (
     (
         "heliproxy_upstream_timeout",
         str,
         "1800",
         "Seconds an upstream may be silent, while connecting, before its answer and within it. 0: for ever.",
     ),
+    ("heliproxy_run_id", str, "", "Tag every row with this run."),
+    (
         "heliproxy_token",
         str,
         "",
@@ -154,14 +154,14 @@ class Heliproxy:
         self._defaults: tuple[tuple[str, str], ...] = ()
         self._allowed: frozenset[str] = frozenset()
         self._retries_off: str | None = None
+        self.patience: Patience | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         """How a backoff waits."""
 
     # ---------------------------------------------------------------- life of the addon
 
     def load(self, loader: Loader) -> None:
-        self.patience: Patience | None = None
-        self._watching: asyncio.Task[None] | None = None
         for name, kind, default, text in OPTIONS:
             loader.add_option(name, kind, default, text)
 
@@ -203,6 +203,7 @@ class Heliproxy:
             default_headers=tuple(options.heliproxy_default_header),
             allowed_targets=tuple(options.heliproxy_allow_target),
             stream_usage=options.heliproxy_stream_usage,
+            upstream_timeout=_seconds(options.heliproxy_upstream_timeout),
             run_id=options.heliproxy_run_id or None,
             token=options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or None,
             chain=_chain(options.listen_port or 8080),
@@ -226,7 +227,6 @@ class Heliproxy:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)
         services = self._open_services(self.settings)
         try:
-            upstream_timeout=_seconds(options.heliproxy_upstream_timeout),
             await services.start(self)
         except Exception as e:
             self.startup_error = str(e)
@@ -235,31 +235,10 @@ class Heliproxy:
         self.recorder = services.recorder
         self.recorder.live = self.under_way
         services.gates.side_calls = self.recorder.finish
+        self._start_patience()
         self.services = services
         self._ready.set()
 
-    async def done(self) -> None:
-        """Let exchanges under way end, write what is left, stop."""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while self.live and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        for socket in self.sockets.values():
-            socket.close(True, "the proxy was stopped")
-        self.sockets.clear()
-        for flow_id in list(self.live):
-            exchange = self.live[flow_id]
-            exchange.aborted = exchange.aborted or "client"
-            exchange.error = exchange.error or "the proxy was stopped before the answer was complete"
-            self._finish(flow_id)
-        if self.services is not None:
-            await self.services.stop()
-
-    # ---------------------------------------------------------------- connections
-
-        self._start_patience()
-    def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        if self._retries_off is None:
-            chain = self.settings.chain
     def _start_patience(self) -> None:
         """Watch for upstreams that say nothing."""
         proxyserver = ctx.master.addons.get("proxyserver")
@@ -279,6 +258,29 @@ class Heliproxy:
             seconds = max(seconds, PATIENCE_SECONDS)
         return seconds, exchange.size_response
 
+    async def done(self) -> None:
+        """Let exchanges under way end, write what is left, stop."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self.live and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for socket in self.sockets.values():
+            socket.close(True, "the proxy was stopped")
+        self.sockets.clear()
+        for flow_id in list(self.live):
+            exchange = self.live[flow_id]
+            exchange.aborted = exchange.aborted or "client"
+            exchange.error = exchange.error or "the proxy was stopped before the answer was complete"
+            self._finish(flow_id)
+        if self._watching is not None:
+            self._watching.cancel()
+        if self.services is not None:
+            await self.services.stop()
+
+    # ---------------------------------------------------------------- connections
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        if self._retries_off is None:
+            chain = self.settings.chain
             layers = self.patience.layers if self.patience is not None else None
             attempts.install(nextlayer, chain.spec if chain is not None else None, layers)
 
@@ -293,8 +295,6 @@ class Heliproxy:
         reason, checked = await flows.public_address(address[0], address[1])
         if reason is not None:
             data.server.error = f"the target {reason}"
-        if self._watching is not None:
-            self._watching.cancel()
         elif checked is not None:
             data.server.address = checked
 
@@ -771,6 +771,16 @@ def _is_policed(destination: Destination, directives: Directives) -> bool:
     return destination.kind == "provider" and asks(directives) and "/files" not in destination.path
 
 
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= FOREVER:
+        raise exceptions.OptionsError(f"heliproxy_upstream_timeout: {text!r} is not a number of seconds, 0 or more")
+    return found
+
+
 def _chain(own_port: int) -> Chain | None:
     try:
         return chain_of(original_env(os.environ), own_port)
@@ -809,13 +819,3 @@ def __getattr__(name: str) -> Any:
     from heliproxy.contentview import FlowTools
 
     return [Heliproxy(), FlowTools()]
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= FOREVER:
-        raise exceptions.OptionsError(f"heliproxy_upstream_timeout: {text!r} is not a number of seconds, 0 or more")
-    return found
-
-
