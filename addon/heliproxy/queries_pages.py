@@ -130,11 +130,6 @@ def _time(text: str) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def is_empty(conn: sqlite3.Connection) -> bool:
-    """Whether nothing was ever logged."""
-    return conn.execute("SELECT 1 FROM requests LIMIT 1").fetchone() is None
-
-
 def recent_values(conn: sqlite3.Connection, column: str, limit: int = 40) -> list[str]:
     """The values of "model", "provider" or "user_id" among the newest requests, the most used first."""
     if column not in ("model", "provider", "user_id"):

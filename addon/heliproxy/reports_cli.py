@@ -22,6 +22,7 @@ from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, PRICES_STALE_DAYS, d
 from heliproxy.migrations import SchemaError
 from heliproxy.queries import Filters
 from heliproxy.report import Column, Table
+from heliproxy.statuses import failure_mark
 from heliproxy.store import open_reader
 
 if TYPE_CHECKING:
@@ -363,7 +364,11 @@ def all_columns() -> tuple[Column, ...]:
 
 def shown(row: Row, zone: tzinfo) -> Row:
     """The row as a person reads it: local time, the status in words where it is not HTTP's."""
-    return {**row, "created_at": local_time(row["created_at"], zone), "status": status_word(row["status"])}
+    return {
+        **row,
+        "created_at": local_time(row["created_at"], zone),
+        "status": status_word(row["status"], row["error_type"]),
+    }
 
 
 def local_time(text: str | None, zone: tzinfo) -> str:
@@ -374,10 +379,12 @@ def local_time(text: str | None, zone: tzinfo) -> str:
     return at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def status_word(status: int | None) -> str | int:
+def status_word(status: int | None, error_type: str | None) -> str | int:
+    """HTTP's status, or a word; "200 cut" for an answer that broke off after its good status."""
     if status is None:
         return "open"
-    return {-2: "timeout", -3: "aborted", -4: "threat", 0: "failed"}.get(status, status)
+    mark = failure_mark(status, error_type)
+    return f"{status} {mark}" if mark else {-2: "timeout", -3: "aborted", -4: "threat", 0: "failed"}.get(status, status)
 
 
 def is_bad(row: Any) -> bool:
@@ -656,7 +663,7 @@ def file_id(path: Path) -> tuple[int, int] | None:
 
 def tail_line(row: Row, zone: tzinfo, color: bool) -> str:
     at = local_time(row["created_at"], zone).partition(" ")[2]
-    status = str(status_word(row["status"]))
+    status = str(status_word(row["status"], row["error_type"]))
     cost = "cost unknown" if row["cost_usd"] is None and not is_bad(row) else report.dollars(row["cost_usd"])
     tokens = f"{report.count_text(row['input_tokens'])}→{report.count_text(row['output_tokens'])} tokens"
     parts = [at, f"{status:>7}", f"{row['provider'] or ''} {row['model'] or row['path'] or ''}".strip(), tokens, cost]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from heliproxy.home import DATABASE_NAME
 from heliproxy.serve import ProxyThread
 from heliproxy.settings import Settings
 from heliproxy.store import Record, open_reader
+from heliproxy.times import stored_time
 
 QUESTION = "SELECT date(created_at) AS day, sum(cost_usd) AS usd, max(model) FROM requests GROUP BY 1"
 PAGES = (
@@ -78,6 +80,50 @@ def test_page_behaves_at_both_widths(tab: Any, path: str) -> None:
         assert answer.status == 200
         tab.wait_for_load_state("load")
         assert overflow(tab) <= 0
+
+
+def test_all_pages_are_in_sight_on_a_narrow_screen(tab: Any) -> None:
+    tab.set_viewport_size({"width": 400, "height": 900})
+    tab.goto("/")
+    boxes = [link.bounding_box() for link in tab.locator(".nav a").all()]
+    assert len(boxes) == 8
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 400 for box in boxes)
+
+
+@pytest.mark.parametrize("path", ["/", "/users", "/properties", "/sessions"])
+def test_cost_is_not_cut_off_on_a_narrow_screen(tab: Any, path: str) -> None:
+    tab.set_viewport_size({"width": 400, "height": 900})
+    tab.goto(path)
+    cut = "[...document.querySelectorAll('.flush, .scroll')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
+    assert tab.evaluate(cut) == 0
+
+
+def test_line_of_one_value_is_drawn_as_a_point(browser: Any, tmp_path: Path) -> None:
+    with ProxyThread(Settings(home=tmp_path / "home", port=0, api_port=0)) as proxy:
+        row = {
+            "id": "one",
+            "created_at": stored_time(datetime.now(UTC)),
+            "status": 200,
+            "model": "m",
+            "latency_ms": 9.0,
+        }
+        proxy.addon.recorder.put(Record(row))
+        context = browser.new_context(base_url=f"http://127.0.0.1:{proxy.api_port}")
+        page = context.new_page()
+        page.goto("/?range=7d")
+        page.wait_for_selector("[data-chart=chart-latency] canvas")
+        page.wait_for_timeout(100)
+        coloured = page.evaluate(
+            """() => {
+                const canvas = document.querySelector("[data-chart=chart-latency] canvas");
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                let found = 0;
+                for (let i = 0; i < data.length; i += 4) found += data[i + 3] > 200 && data[i] - data[i + 2] > 80;
+                return found;
+            }"""
+        )
+        context.close()
+    assert coloured > 10
 
 
 def test_hostile_data_stays_text(tab: Any, proxy: ProxyThread) -> None:

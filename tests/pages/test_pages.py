@@ -21,9 +21,12 @@ from starlette.testclient import TestClient
 from heliproxy.api.pages import page_routes
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import duration, image_source, money, share, tokens
+from heliproxy.home import DATABASE_NAME
 from heliproxy.report import decimal_text
 from heliproxy.reports_cli import costs
+from heliproxy.store import Record, Store
 
+NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
 MARKUP = "<img src=x onerror=alert(1)>"
 ALL = (
     "/",
@@ -192,6 +195,71 @@ def test_charts_add_up_to_the_total(client: TestClient) -> None:
     assert total is not None
     assert sum(value or 0 for series in chart["series"] for value in series["values"]) == int(total.group(1))
     assert len(chart["times"]) == len(chart["labels"]) == len(chart["starts"]) == 31
+
+
+def chart(text: str, name: str) -> Any:
+    """The data of one plot of a page."""
+    found = re.search(rf'id="chart-{name}">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return json.loads(found.group(1))
+
+
+def test_plot_names_only_groups_it_shows_in_the_colours_of_the_others(client: TestClient) -> None:
+    page = client.get("/?range=30d").text
+    colours = {series["name"]: series["colour"] for series in chart(page, "requests")["series"]}
+    errors = chart(page, "errors")["series"]
+    assert errors
+    assert all(any(series["values"]) for series in errors)
+    assert all(series["colour"] == colours[series["name"]] for series in errors)
+
+
+def small_log(home: Path, *rows: dict[str, Any]) -> TestClient:
+    """The pages over a log of these rows, at `NOW`."""
+    writer = Store(home / DATABASE_NAME).writer()
+    for number, row in enumerate(rows):
+        writer.add(Record({"id": f"r{number}", "model": "gpt-4o", "provider": "openai", "latency_ms": 9.0, **row}))
+    writer.flush(force=True)
+    writer.close()
+    return TestClient(Starlette(routes=page_routes(Pages(home, now=lambda: NOW, zone=UTC))))
+
+
+def test_seven_days_are_drawn_by_day_whatever_was_logged(tmp_path: Path) -> None:
+    client = small_log(tmp_path, {"created_at": "2026-11-20T14:00:00.000Z", "status": 200})
+    plot = chart(client.get("/?range=7d").text, "requests")
+    assert [label for _, label in plot["ticks"]] == [f"{day} Nov" for day in range(13, 21)]
+
+
+def test_hours_say_which_day_they_belong_to(tmp_path: Path) -> None:
+    client = small_log(tmp_path, {"created_at": "2026-11-20T14:00:00.000Z", "status": 200})
+    ticks = chart(client.get("/?since=36h").text, "requests")["ticks"]
+    assert ticks[0] == [0, "03:00", 3, "19 Nov"]
+    assert ticks[21] == [21, "00:00", 0, "20 Nov"]
+
+
+@pytest.mark.parametrize(
+    ("first", "marked"), [("2026-11-20T00:00:00.000Z", "Today"), ("2026-11-19T23:00:00.000Z", "7 days")]
+)
+def test_first_day_of_a_log_is_shown_by_hour(tmp_path: Path, first: str, marked: str) -> None:
+    page = small_log(tmp_path, {"created_at": first, "status": 200}).get("/").text
+    assert re.search(r'aria-current="true">([^<]*)<', page).group(1) == marked  # type: ignore[union-attr]
+
+
+def test_answer_that_broke_off_is_no_success(tmp_path: Path) -> None:
+    row = {"created_at": "2026-11-20T14:00:00.000Z", "status": 200, "error_type": "incomplete_stream", "error": "cut",
+           "session_id": "s1"}  # fmt: skip
+    client = small_log(tmp_path, row)
+    for path in ("/requests", "/requests/r0", "/sessions/s1", "/sessions/s1?view=chat"):
+        assert '<span class="badge bad" title="incomplete_stream">200 cut</span>' in client.get(path).text
+    assert 'class="failed"' in client.get("/sessions/s1?view=timeline").text
+    assert "1 failed" in client.get("/sessions/s1").text
+
+
+def test_filters_outlast_another_one(client: TestClient) -> None:
+    page = client.get("/requests?run=r1&host=h1&key=k1&prompt=p1&provider=openai&session=s1").text
+    form = page.partition('class="filters"')[2].partition("</form>")[0]
+    wanted = {"run": "r1", "host": "h1", "key": "k1", "prompt": "p1", "provider": "openai", "session": "s1"}
+    for name, value in wanted.items():
+        assert f'<input type="hidden" name="{name}" value="{value}">' in form
 
 
 def test_request_page_shows_what_was_said_and_what_it_cost(client: TestClient, conn: Any) -> None:

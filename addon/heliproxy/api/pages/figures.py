@@ -132,13 +132,13 @@ def charts(cells: Cells, by: str, zone: tzinfo, waits: list[tuple[str, float]] |
     shown = [*dict.fromkeys(groups.values())] + (["other"] if any(key[1] == "other" for key in parts) else [])
 
     def stacked(title: str, field: str, form: str) -> dict[str, Any]:
-        series = [
-            {
-                "name": name if name == "other" else group_name(by, name or None),
-                "values": [value_of(stacks.get((step, name)), field) for step in names],
-            }
-            for name in shown
-        ]
+        # A group keeps its colour in every plot, and is named only where there is something of it to see.
+        series = []
+        for colour, name in enumerate(shown):
+            values = [value_of(stacks.get((step, name)), field) for step in names]
+            if any(values):
+                title = name if name == "other" else group_name(by, name or None)
+                series.append({"name": title, "values": values, "colour": colour})
         return axis | {"kind": "bars", "format": form, "series": series, "title": title}
 
     def whole(fields: Iterable[tuple[str, str]], form: str, kind: str = "bars") -> dict[str, Any]:
@@ -203,7 +203,11 @@ def axis_of(steps: list[datetime], unit: str, zone: Any) -> dict[str, Any]:
     local = [step.astimezone(zone) for step in steps]
     form = "%H:%M" if unit == "hour" else "%b %Y" if unit == "month" else "%-d %b"
     full = "%a %-d %b %H:%M" if unit == "hour" else "%B %Y" if unit == "month" else "%a %-d %b %Y"
-    ticks = [[i, at.strftime("%-d %b" if unit == "hour" and at.hour == 0 else form)] for i, at in enumerate(local)]
+    # Of hours, the plot also needs to know which day they belong to, and which of them divide it evenly.
+    ticks = [
+        [i, at.strftime(form), at.hour, at.strftime("%-d %b")] if unit == "hour" else [i, at.strftime(form)]
+        for i, at in enumerate(local)
+    ]
     return {
         "times": list(range(len(steps))),
         "labels": [at.strftime(full) for at in local],

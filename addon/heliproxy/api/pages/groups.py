@@ -45,6 +45,7 @@ def users(pages: Pages, request: Request) -> Response:
         groups=costs.groups,
         top=_top(costs),
         plots=plots,
+        sort=_sort(params.get("sort")) or "cost",
         zone=pages.zone,
         hint="Set the header Helicone-User-Id, or the API's own user field.",
     )
@@ -78,6 +79,7 @@ def properties(pages: Pages, request: Request) -> Response:
         groups=costs.groups,
         top=_top(costs),
         plots=plots,
+        sort=_sort(params.get("sort")) or "cost",
         zone=pages.zone,
         hint="Set headers such as Helicone-Property-Environment: production; each becomes a column.",
     )

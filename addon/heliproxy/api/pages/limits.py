@@ -49,8 +49,8 @@ def limits(pages: Pages, request: Request) -> Response:
     window = read_window(params, pages.now(), pages.zone)
     filters = replace(window.filters(), statuses=("429",))
     with pages.connection() as conn:
-        limited = queries.costs(conn, ("user",), filters, zone=pages.zone)
-        by_provider = queries.costs(conn, ("provider",), filters, zone=pages.zone)
+        limited = queries.costs(conn, ("user",), filters, sort="requests", zone=pages.zone)
+        by_provider = queries.costs(conn, ("provider",), filters, sort="requests", zone=pages.zone)
         found = queries_pages.search(conn, filters, limit=25)
         refused = queries_pages.refusals(conn, window.filters())
     return page(

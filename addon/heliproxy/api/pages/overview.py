@@ -17,6 +17,7 @@ from heliproxy.api.pages.render import page
 from heliproxy.api.pages.welcome import welcome
 from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
 from heliproxy.queries import Filters
+from heliproxy.times import parse_span
 
 GROUPINGS = (
     ("model", "model"),
@@ -31,12 +32,15 @@ GROUPINGS = (
 def overview(pages: Pages, request: Request) -> Response:
     params = request.query_params
     now = pages.now()
-    window = read_window(params, now, pages.zone)
     filters, problems = read_filters(params)
-    filters = window.filters(filters)
     with pages.connection() as conn:
-        if queries_pages.is_empty(conn):
+        logged = queries_pages.time_span(conn, Filters())
+        if logged is None:
             return welcome(pages, request)
+        # On its first day a log has nothing to compare days by; its hours say more.
+        today = parse_span("today", now, pages.zone)[0]
+        window = read_window(params, now, pages.zone, default="today" if logged[0] >= today else "7d")
+        filters = window.filters(filters)
         known = queries_pages.recent_properties(conn)
         groupings = [*GROUPINGS, *((f"property:{key}", key) for key in known)]
         by = params.get("by", "model")

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse
 from heliproxy import __version__
 from heliproxy.conversation import visible
 from heliproxy.report import decimal_text
+from heliproxy.statuses import CANCELLED, failure_mark, is_failed
 
 FOLDER = Path(__file__).parent
 # Everything comes from us: no inline script or style, no frame, no other host. Images in prompts arrive as data: URLs.
@@ -164,17 +165,20 @@ def size(count: int | None) -> str:
     return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.2f} MB"
 
 
-def status_word(status: int | None) -> str:
-    return "open" if status is None else STATUS_WORDS.get(status, str(status))
+def status_word(status: int | None, error_type: str | None = None) -> str:
+    """The status in a word or two: "200", "timeout"; "200 cut" for an answer that broke off after its good status."""
+    if status is None:
+        return "open"
+    return f"{STATUS_WORDS.get(status, status)} {failure_mark(status, error_type)}".rstrip()
 
 
-def status_class(status: int | None) -> str:
+def status_class(status: int | None, error_type: str | None = None) -> str:
     """ok, warn (the client's doing, or refused by us) or bad."""
     if status is None:
         return "open"
-    if 200 <= status < 400:
-        return "ok"
-    return "warn" if status in (-3, 429) else "bad"
+    if status in (CANCELLED, 429):
+        return "warn"
+    return "bad" if is_failed(status, error_type) else "ok"
 
 
 def short(text: str | None, limit: int = 160) -> str:

@@ -267,7 +267,7 @@ def facts(row: Row) -> list[tuple[str, str, str | None]]:
         ("Logged by", row["source"], None),
         ("Format", row["format"], None),
         ("Response id", row["response_id"], None),
-        ("Status", status_word(row["status"]), None),
+        ("Status", status_word(row["status"], row["error_type"]), None),
     ]
     return [(name, str(value), url) for name, value, url in found if value not in (None, "")]
 

@@ -14,6 +14,7 @@ from heliproxy.api.pages.render import duration, link, money, page, status_word
 from heliproxy.api.pages.window import kept_params, read_filters, read_window
 from heliproxy.conversation import Conversation, conversation
 from heliproxy.queries import Node, Row
+from heliproxy.statuses import is_failed
 
 SHOWN = 50
 CHAT = 60
@@ -100,7 +101,7 @@ def totals(rows: list[Row]) -> dict[str, Any]:
     spans = [span(row) for row in rows]
     return {
         "requests": len(rows),
-        "errors": sum(1 for row in rows if row["status"] is not None and not 200 <= row["status"] < 400),
+        "errors": sum(1 for row in rows if is_failed(row["status"], row["error_type"])),
         "cost_usd": total("cost_usd"),
         "saved_usd": total("saved_usd"),
         "input_tokens": total("input_tokens"),
@@ -131,7 +132,9 @@ def lanes(rows: list[Row]) -> tuple[list[dict[str, Any]], bool]:
         x = min(1000 * start / length, 997.0)
         width = min(max(1000 * (end - start) / length, 3.0), 1000 - x)
         wait = width * min(1.0, (row["ttft_ms"] or 0.0) / row["latency_ms"]) if row["latency_ms"] else 0.0
-        title = f"{row['model'] or ''} · {status_word(row['status'])} · {duration(row['latency_ms'])}"
+        title = (
+            f"{row['model'] or ''} · {status_word(row['status'], row['error_type'])} · {duration(row['latency_ms'])}"
+        )
         found.append(
             {
                 "row": row,

@@ -50,8 +50,8 @@ class Window:
         return (self.name, self.since_text, self.until_text, self.since if self.name == "today" else None)
 
     def unit(self, first: datetime | None, now: datetime) -> str:
-        """The width of the chart's steps; `first` is when the first request began."""
-        start = max(filter(None, (self.since, first)), default=now)
+        """The width of the plots' steps; `first` is when the first request began, and counts if nothing else does."""
+        start = self.since or first or now
         span = (min(self.until, now) if self.until else now) - start
         if span <= timedelta(hours=49):
             return "hour"

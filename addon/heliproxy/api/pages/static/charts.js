@@ -9,11 +9,35 @@
   const MS = (v) => v == null ? "–" : v >= 60000 ? `${(v / 60000).toFixed(1)} min` : v >= 1000 ? `${(v / 1000).toFixed(v >= 10000 ? 0 : 1)} s` : `${Math.round(v)} ms`;
   // Axes have round numbers: no more digits than it takes to tell them apart.
   const AXES = { money: (v) => v === 0 ? "$0" : Math.abs(v) >= 1000 ? `$${COUNT(v)}` : `$${Number(v.toPrecision(6))}`, count: COUNT, ms: MS };
+  const WHOLE = Array.from({ length: 14 }, (_, n) => [1, 2, 5].map((m) => m * 10 ** n)).flat();
   const FORMATS = { money: MONEY, count: COUNT, ms: MS };
 
   function stacked(series) {
     const sums = new Array(series[0]?.length ?? 0).fill(0);
     return series.map((values) => values.map((v, i) => (sums[i] += v ?? 0)));
+  }
+
+  // A series keeps its colour in every plot of a page, whatever others a plot leaves out.
+  const colour = (one, i) => ((one.colour ?? i) % 8) + 1;
+
+  // The steps that get a label, as many as fit. Hours go by divisors of a day, so that midnight is always among them.
+  function labelled(ticks, width) {
+    const most = Math.max(1, Math.floor(width / 72));
+    const least = Math.ceil(ticks.length / most);
+    if (ticks[0]?.length < 4) return ticks.filter((_, i) => i % least === 0);
+    const every = [1, 2, 3, 4, 6, 8, 12, 24].find((n) => n >= least);
+    if (every) return ticks.filter((tick) => tick[2] % every === 0);
+    return ticks.filter((tick) => tick[2] === 0).filter((_, i) => i % Math.ceil(least / 24) === 0);
+  }
+
+  // Labels by step: hours with their day below, wherever a new day begins.
+  function labels(ticks) {
+    let day = null;
+    return new Map(ticks.map(([at, text, , date]) => {
+      const shown = date && date !== day ? `${text}\n${date}` : text;
+      day = date;
+      return [at, shown];
+    }));
   }
 
   function legend(place, spec, index) {
@@ -27,37 +51,47 @@
       if (index != null && !value) return;
       const item = document.createElement("span");
       const mark = document.createElement("i");
-      mark.className = `k${(i % 8) + 1}`;
+      mark.className = `k${colour(one, i)}`;
       item.append(mark, one.name);
       if (index != null) { const b = document.createElement("b"); b.textContent = show(value); item.append(b); }
       place.append(item);
     });
   }
 
+  // A few values far apart make no line that could be seen: they are drawn as points too.
+  const sparse = (values) => values.reduce((n, v) => n + (v != null), 0) < 4;
+
   function draw(place) {
     const spec = JSON.parse(document.getElementById(place.dataset.chart).textContent);
     const note = place.parentElement.querySelector(".legend");
     place.replaceChildren();
-    if (!spec.times.length || !spec.series.length) return;
+    place.classList.remove("none");
+    if (!spec.series.some((one) => one.values.some((v) => v != null))) {
+      note.replaceChildren();
+      place.textContent = "Nothing in this time.";
+      place.classList.add("none");
+      return;
+    }
     const bars = spec.kind === "bars";
     const values = bars ? stacked(spec.series.map((s) => s.values)) : spec.series.map((s) => s.values);
-    const colours = spec.series.map((_, i) => css(`--c${(i % 8) + 1}`));
+    const colours = spec.series.map((one, i) => css(`--c${colour(one, i)}`));
+    const shown = labels(labelled(spec.ticks, place.clientWidth - 60));
     const grid = { stroke: css("--line"), width: 1 };
     const text = { stroke: css("--faint"), font: "11px system-ui", ticks: { show: false } };
     // Bars are drawn from the top of the stack down, each over the one before.
     const order = spec.series.map((_, i) => i);
     if (bars) order.reverse();
     const opts = {
-      width: place.clientWidth, height: place.clientHeight, legend: { show: false }, padding: [8, 4, 0, 0],
+      width: place.clientWidth, height: place.clientHeight, legend: { show: false }, padding: [8, 8, 0, 0],
       cursor: { points: { show: !bars, size: 6 }, drag: { x: true, y: false }, y: false },
-      scales: { x: { time: false, range: bars ? (u, min, max) => { const d = u.data[0]; const half = d.length > 1 ? (d[1] - d[0]) / 2 : 1800; return [min - half, max + half]; } : undefined }, y: { range: (u, min, max) => [0, max > 0 ? max * 1.08 : 1] } },
+      scales: { x: { time: false, range: (u, min, max) => [min - 0.5, max + 0.5] }, y: { range: (u, min, max) => [0, max > 0 ? max * 1.08 : 1] } },
       axes: [
-        { ...text, grid: { show: false }, size: 24, space: 70, splits: spec.ticks.length ? () => spec.ticks.map(([t]) => t) : undefined, filter: (u, splits) => { const every = Math.ceil(splits.length / Math.max(1, u.width / 76)); return splits.map((s, i) => (i % every ? null : s)); }, values: (u, splits) => splits.map((s) => (s == null ? null : spec.ticks.find(([t]) => t === s)?.[1] ?? "")) },
-        { ...text, grid, size: 54, space: 34, values: (u, splits) => splits.map(AXES[spec.format]) },
+        { ...text, grid: { show: false }, size: spec.ticks[0]?.length > 3 ? 38 : 24, splits: () => [...shown.keys()], filter: (u, splits) => splits, values: (u, splits) => splits.map((s) => shown.get(s)) },
+        { ...text, grid, size: 54, space: 34, ...(spec.format === "count" && { incrs: WHOLE }), values: (u, splits) => splits.map(AXES[spec.format]) },
       ],
       series: [{}, ...order.map((i) => bars
         ? { fill: colours[i], stroke: colours[i], width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.78, 42], align: 0 }) }
-        : { stroke: colours[i], width: 1.6, points: { show: spec.times.length < 3, size: 5, fill: colours[i] }, spanGaps: true })],
+        : { stroke: colours[i], width: 1.6, points: { show: sparse(values[i]), size: 6, fill: colours[i] }, spanGaps: true })],
       hooks: {
         setCursor: [(u) => legend(note, spec, u.cursor.idx ?? null)],
         setSelect: [(u) => zoom(u, spec)],
