@@ -13,16 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import connection, ctx, exceptions, http, tls
+from mitmproxy.proxy.mode_specs import RegularMode
 
-from heliproxy import attempts, dispatch, fallbacks, fast_layers, flows, hosts, targets
+from heliproxy import attempts, dispatch, entry, fallbacks, fast_layers, flows, hosts, reach, targets
 from heliproxy.chain import Chain, chain_of
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.environment import original_env, run_of
@@ -32,7 +34,7 @@ from heliproxy.gates import Hit, asks, refusal
 from heliproxy.home import default_home
 from heliproxy.ids import new_request_id
 from heliproxy.plan import CallPlan, backoff_of
-from heliproxy.policies.answers import Answer, exception_answer
+from heliproxy.policies.answers import Answer, exception_answer, text_answer
 from heliproxy.policies.defaults import default_headers
 from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
@@ -153,6 +155,10 @@ class Heliproxy:
         """Set once the services run, or cannot. mitmproxy listens before that."""
         self._defaults: tuple[tuple[str, str], ...] = ()
         self._allowed: frozenset[str] = frozenset()
+        self._entry: str | None = None
+        """The token that the proxy's port asks for; None on loopback."""
+        self._admitted: set[str] = set()
+        """Client connections that have sent it to open a tunnel, by id."""
         self._retries_off: str | None = None
         self.patience: Patience | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -169,6 +175,8 @@ class Heliproxy:
         if not ctx.options.listen_host:
             # mitmproxy's own default is every interface; this proxy sees keys, and its gateway lends ours.
             ctx.options.update(listen_host="127.0.0.1")
+        if updated & {"listen_host", "mode", "heliproxy_token", "proxyauth"}:
+            self._close_door()
         if not any(name.startswith("heliproxy_") for name in updated):
             return
         self.settings = self._read_options()
@@ -183,6 +191,19 @@ class Heliproxy:
 
             trust = upstream_trust(self.settings.home, self.settings.upstream_ca)
             ctx.options.update(ssl_verify_upstream_trusted_ca=str(trust))
+
+    def _close_door(self) -> None:
+        """Ask for the token when others than this machine's programs can connect; without one, let nobody in."""
+        options = ctx.options
+        exposed = entry.exposure(options.listen_host, options.mode)
+        if exposed is None or ("proxyauth" in options and options.proxyauth):
+            self._entry = None
+            return
+        self._entry = options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or secrets.token_hex(16)
+        if not (options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN")):
+            raise exceptions.OptionsError(f"listening on {exposed} needs a token: {entry.NO_TOKEN}")
+        if (mode := entry.unaskable(options.mode)) is not None:
+            raise exceptions.OptionsError(f"mode {mode} cannot ask for a token, and must not listen on {exposed}")
 
     def _read_options(self) -> Settings:
         options = ctx.options
@@ -290,7 +311,10 @@ class Heliproxy:
     async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Dial a target that a client named only at a public address, and at the very address that was checked."""
         address = data.server.address
-        if address is None or (address[0], address[1]) not in self.guarded:
+        if address is None:
+            return
+        if (address[0], address[1]) not in self.guarded:
+            await self._keep_outside(data, address[0], address[1])
             return
         reason, checked = await flows.public_address(address[0], address[1])
         if reason is not None:
@@ -298,11 +322,99 @@ class Heliproxy:
         elif checked is not None:
             data.server.address = checked
 
+    async def _keep_outside(self, data: server_hooks.ServerConnectionHookData, host: str, port: int) -> None:
+        """Do not let a client reach this machine's other services through us, by whatever name."""
+        where = reach.verdict(host)
+        if where is reach.Verdict.OUTSIDE or self._may_dial(data.client, host, port, reach.DIALLED_PORTS):
+            return
+        if where is reach.Verdict.UNKNOWN:
+            where = reach.Verdict.HERE if await flows.leads_here(host, port) else where
+        if where is reach.Verdict.HERE:
+            data.server.error = reach.refusal(host, port)
+
+    def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """A name may lead elsewhere from one moment to the next: what counts is where the connection ended."""
+        peer, address = data.server.peername, data.server.address
+        if peer is None or address is None or not reach.is_here(peer[0]):
+            return
+        if reach.verdict(address[0]) is reach.Verdict.UNKNOWN and not any(
+            self._may_dial(data.client, host, port, reach.DIALLED_PORTS) for host, port in (address[:2], peer[:2])
+        ):
+            logger.warning("%s", reach.refusal(address[0], address[1]))
+            flows.cut(ctx.master.addons.get("proxyserver"), data.client, data.server)
+
+    def _may_dial(self, client: connection.Client, host: str, port: int, ports: Collection[int]) -> bool:
+        """Whether a place on this machine may be reached: the operator's word, a local model server, a proxy behind us.
+
+        Clients choose where to go in the regular mode only; in all others the operator has. And what `run` started can
+        go to all other services of this machine by itself.
+        """
+        if type(client.proxy_mode) is not RegularMode or reach.is_named(host, port, self._allowed):
+            return True
+        api = self.services.api if self.services is not None else None
+        if port == client.sockname[1] or (api is not None and api.address is not None and port == api.address[1]):
+            return False
+        if port in ports or (self.settings.run_id is not None and self._entry is None):
+            return True
+        chain = self.settings.chain
+        hops = (chain.https, chain.http) if chain is not None else ()
+        return any(hop is not None and (hop.host, hop.port) == (host, port) for hop in hops)
+
+    def _refused_here(self, client: connection.Client, host: str, port: int) -> str | None:
+        """Why a client must not be led to a place on this machine."""
+        if reach.verdict(host) is not reach.Verdict.HERE or self._may_dial(client, host, port, hosts.LOCAL_PORTS):
+            return None
+        return reach.refusal(host, port)
+
     def http_connect(self, flow: http.HTTPFlow) -> None:
+        request, client = flow.request, flow.client_conn
+        if self._entry is not None:
+            if not entry.has_token(request.headers.fields, self._entry, entry.PROXY_HEADERS):
+                flow.response = flows.response_of(entry.ask_for_token(proxied=True))
+                return
+            self._admitted.add(client.id)
         self._note_run(flow)
+        reason = self._refused_here(client, request.host, request.port)
+        if reason is not None:
+            flow.response = flows.response_of(text_answer(403, reason))
 
     def client_disconnected(self, client: connection.Client) -> None:
         self.runs.pop(client.id, None)
+        self._admitted.discard(client.id)
+
+    def _shut_out(self, flow: http.HTTPFlow) -> Answer | None:
+        """What a client is told that must not use the proxy at all."""
+        if self._entry is None or flow.client_conn.id in self._admitted:
+            return None
+        own = self._is_own_port(flow)
+        if own and self._entry == self.settings.token and self._asked_by_app(flow):
+            return None
+        fields = flow.request.headers.fields
+        if entry.has_token(fields, self._entry, entry.OWN_HEADERS if own else entry.PROXY_HEADERS):
+            if own and entry.has_token(fields, self._entry, (b"authorization",)):
+                del flow.request.headers["authorization"]  # it is no provider's, and none must see it
+            return None
+        return entry.ask_for_token(proxied=not own)
+
+    def _is_own_port(self, flow: http.HTTPFlow) -> bool:
+        return flows.is_own_port(flow, exposed=self._entry is not None)
+
+    def _asked_by_app(self, flow: http.HTTPFlow) -> bool:
+        """Whether it is the REST API that is asked, which asks for the token itself, and not of everybody."""
+        request = flow.request
+        path = targets.split_key(request.path)[0]
+        return targets.of_own_port(request.method, path, Directives(), self._allowed).kind == "api"
+
+    def _turned_away(self, flow: http.HTTPFlow, destination: Destination | None) -> Answer | None:
+        """What a client is told about a request that is not for it to make: a web page's, or one into this machine."""
+        request = flow.request
+        if destination is None:
+            reason = self._refused_here(flow.client_conn, request.host, request.port)
+        elif destination.kind != "api" and self._is_own_port(flow):
+            reason = entry.foreign_page(request.headers.fields)
+        else:
+            return None
+        return text_answer(403, reason) if reason is not None else None
 
     def _note_run(self, flow: http.HTTPFlow) -> None:
         run_id = run_of(flow.request.headers.get("proxy-authorization", ""))
@@ -317,7 +429,7 @@ class Heliproxy:
             del request.headers["proxy-authorization"]
         chain = self.settings.chain
         hop = chain.hop("http", request.host, request.port) if chain and request.scheme == "http" else None
-        if hop is not None and hop.authorization is not None and not flows.is_own_port(flow):
+        if hop is not None and hop.authorization is not None and not self._is_own_port(flow):
             request.headers["Proxy-Authorization"] = hop.authorization
 
     async def http_connect_upstream(self, flow: http.HTTPFlow) -> None:
@@ -352,9 +464,15 @@ class Heliproxy:
         if flow.error is not None:
             return
         started = time.perf_counter()
-        self._leave_proxy_headers(flow)
-        fields = flow.request.headers.fields
-        found = self._destination(flow)
+        refused = self._shut_out(flow) if self._entry is not None else None
+        if refused is None:
+            self._leave_proxy_headers(flow)
+            fields = flow.request.headers.fields
+            found = self._destination(flow)
+            refused = self._turned_away(flow, found[0] if found is not None else None)
+        if refused is not None:
+            flow.response = flows.response_of(refused)
+            return
         if found is None:
             return
         destination, directives = found
@@ -390,7 +508,7 @@ class Heliproxy:
     def _destination(self, flow: http.HTTPFlow) -> tuple[Destination, Directives] | None:
         """Where the request goes and what its headers ask for; None when it is none of our business."""
         request = flow.request
-        own = flows.is_own_port(flow)
+        own = self._is_own_port(flow)
         helicone = not own and hosts.is_helicone_host(request.host)
         path = request.path
         if own or helicone:
@@ -537,6 +655,7 @@ class Heliproxy:
     def _apply(self, flow: http.HTTPFlow, exchange: Exchange, chosen: fallbacks.Chosen, index: int) -> None:
         """Make the flow's request the one for choice number `index`: other host, headers and body."""
         one = chosen.request(index)
+        exchange.directives = one.directives
         request = flow.request
         request.headers = http.Headers([(n.encode("latin-1", "replace"), v.encode("utf-8")) for n, v in one.headers])
         exchange.target_url = self._send_to(request, one.destination)

@@ -8,10 +8,10 @@ from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mitmproxy import http
+from mitmproxy import connection, http
 from mitmproxy.net.http import status_codes
 
-from heliproxy import attempts
+from heliproxy import attempts, entry, reach
 from heliproxy.directives import is_helicone_header, signed_headers
 from heliproxy.policies import sigv4, ssrf
 from heliproxy.policies.answers import one_line
@@ -51,14 +51,17 @@ def without(fields: Fields, name: bytes) -> Fields:
     return tuple(pair for pair in fields if pair[0].lower() != name)
 
 
-def is_own_port(flow: http.HTTPFlow) -> bool:
+def is_own_port(flow: http.HTTPFlow, *, exposed: bool = False) -> bool:
     """Whether a request is addressed to our own proxy port (base-URL style), not through it to somewhere else.
 
-    The name in it plays no part: in a container the proxy has other names than here, and dialling ourselves helps
-    nobody.
+    In a container the proxy has other names than here, so every name without a public domain will do. One that has a
+    domain is another server with the same port, or a web page's trick; unless the proxy is `exposed` to a network,
+    where it may have any name and asks for its token.
     """
     request, own = flow.request, flow.client_conn.sockname
     if request.scheme != "http" or request.port != own[1]:
+        return False
+    if not (exposed or entry.is_inside_name(request.host) or request.host == own[0]):
         return False
     return bool(not flow.client_conn.tls_established or request.host in LOOPBACK)
 
@@ -200,6 +203,23 @@ async def public_address(host: str, port: int) -> tuple[str | None, tuple[str, i
     if private is not None or not addresses:
         return f"resolves to {private}, which is not a public address", None
     return None, (str(addresses[0]), port)
+
+
+async def leads_here(host: str, port: int) -> bool:
+    """Whether a name leads to this machine, as far as can be told by asking. One that leads nowhere does not."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(reach.is_here(str(one[4][0])) for one in found)
+
+
+def cut(proxyserver: Any, client: connection.Client, server: connection.Server) -> None:
+    """Close an upstream connection before a byte is sent on it."""
+    handler = proxyserver.connections.get(client.id)
+    found = handler.transports.get(server) if handler is not None else None
+    if found is not None and found.writer is not None:
+        found.writer.transport.abort()
 
 
 def who_ended(flow: http.HTTPFlow) -> str:

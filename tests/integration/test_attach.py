@@ -85,7 +85,7 @@ def test_calls_carry_the_run_and_the_summary_counts_them_alone(serve, home, comm
 
 def test_proxy_password_goes_no_further(home):
     with Upstream(lambda _: Answer(body=b"plain")) as up:
-        settings = Settings(home=home, port=0, api_port=None)
+        settings = Settings(home=home, port=0, api_port=None, allowed_targets=("localhost",))
         with ProxyThread(settings) as proxy:
             command = ["curl", "-sS", "-x", f"http://run:aaaa1111@127.0.0.1:{proxy.port}", "--noproxy", "", up.url]
             shown = subprocess.run(command, capture_output=True, text=True)

@@ -388,7 +388,7 @@ def test_other_tls_traffic_keeps_its_own_certificate(home: Path, tmp_path: Path)
     cert = self_signed(tmp_path, "localhost")
     ctx = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ctx.load_cert_chain(cert)
-    with Upstream(openai_or_anthropic) as up, running(home, up) as run:
+    with Upstream(openai_or_anthropic) as up, running(home, up, allowed_targets=("localhost",)) as run:
         listener = socket.create_server(("127.0.0.1", 0))
         served = threading.Thread(target=serve_once, args=(listener, ctx), daemon=True)
         served.start()
