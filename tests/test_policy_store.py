@@ -337,12 +337,13 @@ def log_with(path: Path, rows: list[tuple[str, str, str, float | None]]) -> Path
     conn = sqlite3.connect(path)
     conn.executescript(
         "CREATE TABLE IF NOT EXISTS requests"
-        " (id PRIMARY KEY, created_at, user_id, session_id, model, cost_usd, fees_usd);"
+        " (id PRIMARY KEY, created_at, user_id, session_id, model, request_model, cost_usd, fees_usd);"
         "CREATE TABLE IF NOT EXISTS properties (request_id, key, value, PRIMARY KEY (request_id, key));"
     )
     for request_id, created_at, user, cost in rows:
         conn.execute(
-            "INSERT INTO requests (id, created_at, user_id, session_id, model, cost_usd) VALUES (?, ?, ?, 's', 'm', ?)",
+            "INSERT INTO requests (id, created_at, user_id, session_id, model, request_model, cost_usd)"
+            " VALUES (?, ?, ?, 's', 'm-2026-01-01', 'm', ?)",
             (request_id, created_at, user, cost),
         )
         conn.execute("INSERT INTO properties VALUES (?, 'Team', ?)", (request_id, f"t-{user}"))

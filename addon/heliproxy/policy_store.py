@@ -550,7 +550,7 @@ def _put_bucket(conn: sqlite3.Connection, bucket_id: str, state: BucketState, po
 _SCOPE_SQL = {
     None: ("''", "requests"),
     "user": ("user_id", "requests"),
-    "model": ("model", "requests"),
+    "model": ("coalesce(request_model, model)", "requests"),  # as it was asked for: all that is known beforehand
     "session": ("session_id", "requests"),
 }
 _REFRESH_S = 10.0

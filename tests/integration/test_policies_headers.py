@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -559,3 +560,37 @@ def test_feedback_is_taken_at_every_door(rig: Rig, url: str) -> None:
 def test_list_of_models_of_the_ai_gateway(rig: Rig) -> None:
     response = rig.http.get("/ai-gateway/v1/models")
     assert (response.status_code, response.json()["object"], rig.calls) == (200, "list", 0)
+
+
+# ---------------------------------------------------------------- proxies of their own, which end the shared one's use
+
+
+@pytest.mark.parametrize(
+    ("by", "mine", "others"),
+    [
+        (None, {}, None),
+        ("model", {"body": "gpt-4o-mini"}, {"body": "gpt-4o"}),
+        ("session", {"Helicone-Session-Id": "a"}, {"Helicone-Session-Id": "b"}),
+        ("property:team", {"Helicone-Property-Team": "a"}, {"Helicone-Property-Team": "b"}),
+        ("property:team", {"Helicone-Property-Team": "a"}, {}),  # without the property it is nobody's
+    ],
+)
+@pytest.mark.parametrize("per", ["day", "week", "month"])
+def test_budgets_by_what_they_count(
+    tmp_path: Path, per: str, by: str | None, mine: dict[str, str], others: dict[str, str] | None
+) -> None:
+    def ask(rig: Rig, who: dict[str, str]) -> int:
+        model = {"model": who["body"]} if "body" in who else {}
+        return rig.ask({k: v for k, v in who.items() if k != "body"}, **model).status_code
+
+    home = tmp_path / "home"
+    with rigged(home) as rig:
+        gates = rig.run.proxy.addon.services.gates  # type: ignore[union-attr]
+        gates.budgets.set(make_budget(0.0001, per, by=by, action="block"), datetime.now().astimezone())
+        assert ask(rig, mine) == 200
+        rig.run.proxy.flush()
+        assert ask(rig, mine) == 429
+        assert others is None or ask(rig, others) == 200
+    with rigged(home) as rig:  # what was spent is remembered
+        assert ask(rig, mine) == 429
+        assert rig.calls == 0
