@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from heliproxy.options import home_option
+from heliproxy.rounding import without_noise
 
 if TYPE_CHECKING:
     from heliproxy.queries import Line
@@ -103,7 +104,7 @@ def line_text(line: Line) -> str:
 
 
 def line_json(line: Line) -> dict[str, Any]:
-    return {name: getattr(line, name) for name in type(line).__slots__ if name != "key"}
+    return {name: without_noise(getattr(line, name)) for name in type(line).__slots__ if name != "key"}
 
 
 @click.command("open")

@@ -242,3 +242,17 @@ def test_scores_over_time(logged: Rig) -> None:
     assert logged.post("/v1/dashboard/scores/query", body) == [
         {"created_at_trunc": DAYS[0], "score_key": "q", "score_sum": 0.5}
     ]
+
+
+def test_sums_have_no_noise(rig: Rig) -> None:
+    for i, cost in enumerate((0.1, 0.2)):
+        rig.add(
+            f"n{i}", created_at=f"2026-09-01T10:00:0{i}.000Z", user_id="u", session_id="s", cost_usd=cost, status=200
+        )
+    frame = {"start": "2026-09-01T00:00:00Z", "end": "2026-09-02T00:00:00Z"}
+    assert rig.post("/v1/metrics/totalCost", {"filter": "all", "timeFilter": frame}) == 0.3
+    assert rig.post("/v1/user/query", {"filter": "all"})[0]["cost"] == 0.3
+    body = {"search": "", "timeFilter": SESSION_FRAME, "timezoneDifference": 0, "filter": "all"}
+    assert rig.post("/v1/session/query", body)[0]["total_cost"] == 0.3
+    sql = {"sql": "SELECT 0.1 + 0.2 AS usd FROM requests LIMIT 1"}
+    assert rig.post("/v1/helicone-sql/execute", sql)["rows"] == [{"usd": 0.3}]

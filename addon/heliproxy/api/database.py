@@ -6,16 +6,19 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
 
+from heliproxy import queries
 from heliproxy.api.errors import ApiError
 from heliproxy.bodies import decoded
 from heliproxy.migrations import SchemaError
+from heliproxy.queries import Row
 from heliproxy.recorder import Recorder
+from heliproxy.rounding import without_noise
 from heliproxy.store import Writer, open_reader
 
 FLUSH_SECONDS = 5.0
@@ -26,6 +29,13 @@ READ_SECONDS = 30.0
 STEPS = 50_000
 """Instructions of SQLite's machine between two looks at the clock."""
 IDLE_READERS = 4
+
+
+def fetch_rows(conn: sqlite3.Connection, sql: str, values: Sequence[Any]) -> list[Row]:
+    """The rows of a query, as an answer gives them: without the noise of sums."""
+    return [
+        {name: without_noise(value) for name, value in row.items()} for row in queries.fetch_rows(conn, sql, values)
+    ]
 
 
 class Database:

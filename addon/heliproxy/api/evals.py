@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+from heliproxy.api.database import fetch_rows
 from heliproxy.api.endpoint import FILTER, INTEGER, NUMBER, TEXT, TIME_FILTER, Call, Endpoint, a_list, an_object
 from heliproxy.api.fields import page
 from heliproxy.api.timeframe import INCREMENTS, Series, scope, series
-from heliproxy.queries import fetch_rows
+from heliproxy.rounding import without_noise
 
 BINS = 10
 SCORED = "FROM scores s JOIN requests r ON r.id = s.request_id WHERE {}"
@@ -40,7 +41,7 @@ async def query(call: Call) -> Any:
         for name, day, count, average in conn.execute(sql, where.values):
             if name in by_name:
                 by_name[name]["overTime"].append({"date": day, "count": count})
-                by_name[name]["averageOverTime"].append({"date": day, "value": average})
+                by_name[name]["averageOverTime"].append({"date": day, "value": without_noise(average)})
         return rows
 
     return await call.read(read)

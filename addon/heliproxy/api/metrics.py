@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from heliproxy.api.database import fetch_rows
 from heliproxy.api.endpoint import (
     FILTER,
     FLAG,
@@ -28,7 +29,8 @@ from heliproxy.api.fields import page
 from heliproxy.api.filters import COMPLETION_TOKENS, PROMPT_TOKENS, TOTAL_TOKENS, Condition
 from heliproxy.api.requests import row_condition
 from heliproxy.api.timeframe import INCREMENTS, filled, scope, series
-from heliproxy.queries import ERROR, fetch_rows, percentile
+from heliproxy.queries import ERROR, percentile
+from heliproxy.rounding import without_noise
 
 TOTALS = {
     "totalRequests": "count(*)",
@@ -80,7 +82,8 @@ def one_value(sql: str) -> Handler:
 
 
 def value(conn: sqlite3.Connection, sql: str, where: Condition) -> Any:
-    return conn.execute(f"SELECT {sql} FROM requests r WHERE {where.sql}", where.values).fetchone()[0]
+    found = conn.execute(f"SELECT {sql} FROM requests r WHERE {where.sql}", where.values).fetchone()
+    return without_noise(found[0])
 
 
 async def average_tokens(call: Call) -> Any:
@@ -89,7 +92,9 @@ async def average_tokens(call: Call) -> Any:
     columns = ", ".join(f"coalesce(avg({sql}), 0)" for sql in (PROMPT_TOKENS, COMPLETION_TOKENS, TOTAL_TOKENS))
     sql = f"SELECT {columns} FROM requests r WHERE {where.sql}"
     found = await call.read(lambda conn: conn.execute(sql, where.values).fetchone())
-    return {f"average_{name}_tokens_per_response": number for name, number in zip(names, found, strict=True)}
+    return {
+        f"average_{name}_tokens_per_response": without_noise(number) for name, number in zip(names, found, strict=True)
+    }
 
 
 def over_time(columns: Mapping[str, str]) -> Handler:

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from heliproxy.api.database import fetch_rows
 from heliproxy.api.endpoint import (
     FILTER,
     INTEGER,
@@ -21,7 +22,7 @@ from heliproxy.api.endpoint import (
 )
 from heliproxy.api.objects import DELETE, list_objects, put_object
 from heliproxy.api.timeframe import INCREMENTS, scope, series
-from heliproxy.queries import fetch_rows
+from heliproxy.rounding import without_noise
 
 HIDDEN = "hidden-property"
 TOP = 10
@@ -64,7 +65,7 @@ def top(measure: str, name: str) -> Handler:
         key = call.path("propertyKey")
         sql = PER_VALUE.format(f"{measure} AS {name}", where.sql)
         rows = await call.read(lambda conn: fetch_rows(conn, sql, [key, *where.values]))
-        rest = sum(row[name] for row in rows[TOP:])
+        rest = without_noise(sum(row[name] for row in rows[TOP:]))
         return rows[:TOP] + ([{"value": "Other", name: rest}] if rest > 0 else [])
 
     return lines

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heliproxy.api.answer import whole_response
+from heliproxy.api.database import fetch_rows
 from heliproxy.api.filters import ENDED
 from heliproxy.bodies import Body
 from heliproxy.formats.reading import load
-from heliproxy.queries import Row, add_properties, fetch_rows
+from heliproxy.queries import Row, add_properties
 
 NEEDED = (
     "id", "created_at", "provider", "host", "path", "model", "request_model", "response_model", "status",

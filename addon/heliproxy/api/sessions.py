@@ -6,6 +6,7 @@ import json
 import sqlite3
 from typing import Any
 
+from heliproxy.api.database import fetch_rows
 from heliproxy.api.endpoint import (
     FILTER,
     FLAG,
@@ -26,7 +27,7 @@ from heliproxy.api.filters import COMPLETION_TOKENS, PROMPT_TOKENS, TOTAL_TOKENS
 from heliproxy.api.histogram import HISTOGRAM, P_SIZES, histogram
 from heliproxy.api.objects import DELETE, get_object, put_object
 from heliproxy.api.timeframe import scope
-from heliproxy.queries import fetch_rows
+from heliproxy.rounding import without_noise
 from heliproxy.store import Writer
 
 TAG = "session-tag"
@@ -108,7 +109,10 @@ async def metrics(call: Call) -> Any:
     """
     rows = await call.read(lambda conn: conn.execute(sql, where.values).fetchall())
     columns = dict(zip(("session_count", "session_duration", "session_cost"), _columns(rows), strict=True))
-    averages = {name: [{"average": sum(values) / len(values) if values else 0}] for name, values in columns.items()}
+    averages = {
+        name: [{"average": without_noise(sum(values) / len(values)) if values else 0}]
+        for name, values in columns.items()
+    }
     return {**{name: histogram(fields, values) for name, values in columns.items()}, "average": averages}
 
 

@@ -25,6 +25,7 @@ from heliproxy.api.database import body_text
 from heliproxy.api.endpoint import ANY, INTEGER, NULL, NUMBER, TEXT, Api, Call, Endpoint, a_list, an_object
 from heliproxy.api.errors import ApiError, not_found
 from heliproxy.api.objects import DELETE, get_object, list_objects, put_object
+from heliproxy.rounding import without_noise
 from heliproxy.store import open_reader
 from heliproxy.times import stored_time
 
@@ -175,13 +176,13 @@ def unique(names: list[str]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value JSON can hold: blobs as text or base64, no infinities."""
+    """A value JSON can hold: blobs as text or base64, no infinities, sums without noise."""
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError:
             return base64.b64encode(value).decode()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else without_noise(value)
 
 
 # -- handlers -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from heliproxy.api.database import fetch_rows
 from heliproxy.api.endpoint import FILTER, FLAG, INTEGER, NUMBER, TEXT, Call, Endpoint, a_list, an_object, orders
 from heliproxy.api.errors import bad
 from heliproxy.api.fields import Fields, page
@@ -11,7 +12,6 @@ from heliproxy.api.filters import COMPLETION_TOKENS, PROMPT_TOKENS, TOTAL_TOKENS
 from heliproxy.api.histogram import HISTOGRAM, P_SIZES, histogram
 from heliproxy.api.requests import direction
 from heliproxy.api.timeframe import scope
-from heliproxy.queries import fetch_rows
 
 SORTS = (
     "id", "user_id", "active_for", "first_active", "last_active", "total_requests", "average_requests_per_day_active",

@@ -17,6 +17,7 @@ from heliproxy.conversation import Conversation, conversation, difference
 from heliproxy.pricing import Prices
 from heliproxy.queries import Detail, Row
 from heliproxy.recost import price_row
+from heliproxy.rounding import without_noise
 
 CURL_LIMIT = 100_000
 """Bytes of a body that still make sense on a command line."""
@@ -87,7 +88,8 @@ def request_json(pages: Pages, request: Request) -> Response:
 
 def detail_values(detail: Detail) -> dict[str, Any]:
     body = detail.body or Body()
-    values = detail.row | {"properties": detail.properties, "scores": detail.scores, "feedback": detail.feedback}
+    row = {name: without_noise(value) for name, value in detail.row.items()}
+    values = row | {"properties": detail.properties, "scores": detail.scores, "feedback": detail.feedback}
     return values | {
         "attempt_list": detail.attempts,
         "request": _value(body.request),

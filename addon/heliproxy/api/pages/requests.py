@@ -16,6 +16,7 @@ from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import HEADERS, link, page
 from heliproxy.api.pages.window import ONE, STATUSES, kept_params, read_filters, read_window
 from heliproxy.queries import Filters, Row
+from heliproxy.rounding import without_noise
 
 SHOWN = 50
 EXPORTED = 100_000
@@ -119,7 +120,7 @@ def export_json(pages: Pages, request: Request) -> Response:
     def lines() -> Iterator[str]:
         mark = "["
         for row in rows:
-            yield mark + "\n" + json.dumps(row)
+            yield mark + "\n" + json.dumps({name: without_noise(value) for name, value in row.items()})
             mark = ","
         yield "[]\n" if mark == "[" else "\n]\n"
 

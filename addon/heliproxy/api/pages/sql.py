@@ -13,6 +13,7 @@ from starlette.responses import Response
 from heliproxy.api import sql
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import page
+from heliproxy.rounding import without_noise
 
 ROWS = 1000
 SECONDS = 5.0
@@ -91,7 +92,7 @@ def ask(conn: sqlite3.Connection, question: str, limit: int = ROWS, seconds: flo
 def _cell(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"({len(value):,} bytes)"
-    return value[:CELL] if isinstance(value, str) else value
+    return value[:CELL] if isinstance(value, str) else without_noise(value)
 
 
 def schema(conn: sqlite3.Connection) -> list[tuple[str, list[str]]]:
