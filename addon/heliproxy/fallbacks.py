@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heliproxy import targets
+from heliproxy.directives import Directives, is_helicone_header, parse
 from heliproxy.exchange import Attempt, Exchange
 from heliproxy.policies import fallback as gateway
 from heliproxy.policies import ssrf
@@ -33,6 +34,8 @@ class One:
     destination: Destination
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    directives: Directives
+    """What the call asks for: the client's, with the cache settings this choice names itself."""
     response_headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -64,15 +67,15 @@ def choose(
     `body` is decoded, with the changes made that directives ask for.
     """
     if destination.kind == "ai-gateway":
-        return _by_model(exchange, destination, exchange.method, body, env, allowed)
-    return _by_header(exchange.directives.fallbacks, destination, exchange.method, body, allowed)
+        return _by_model(exchange, destination, body, env, allowed)
+    return _by_header(exchange.directives, destination, exchange.method, body, allowed)
 
 
 def _by_header(
-    entries: Sequence[Fallback], destination: Destination, method: str, body: bytes, allowed: Collection[str]
+    directives: Directives, destination: Destination, method: str, body: bytes, allowed: Collection[str]
 ) -> Chosen | Answer:
     made: list[One] = []
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(directives.fallbacks):
         reason = ssrf.check_url(entry.target_url, allowed)
         origin = named.origin(entry.target_url)
         if reason is not None or origin is None:
@@ -84,14 +87,25 @@ def _by_header(
             return e.answer
         except Exception as e:
             return exception_answer(f"Helicone-Fallbacks: entry {index}: {e}")
-        made.append(One(targets.to_origin(method, origin, destination.path, allowed), entry.headers, sent))
-    return Chosen(entries, made.__getitem__, numbered=True)
+        own = _own_directives(directives, entry)
+        if own.error is not None:
+            return own.error
+        headers = tuple((name, value) for name, value in entry.headers if not is_helicone_header(name))
+        made.append(One(targets.to_origin(method, origin, destination.path, allowed), headers, sent, own))
+    return Chosen(directives.fallbacks, made.__getitem__, numbered=True)
+
+
+def _own_directives(directives: Directives, entry: Fallback) -> Directives:
+    """The client's directives, with the entry's own cache settings: Helicone reads them from an entry's headers."""
+    if not any(name.lower().startswith("helicone-cache") for name, _ in entry.headers):
+        return directives
+    found = parse(entry.headers)
+    return replace(directives, cache=found.cache, error=found.error)
 
 
 def _by_model(
     exchange: Exchange,
     destination: Destination,
-    method: str,
     body: bytes,
     env: Mapping[str, str],
     allowed: Collection[str],
@@ -116,7 +130,7 @@ def _by_model(
         for name, text in _fields(exchange)
         if name.lower() not in _OWN_HEADERS and not name.lower().startswith("helicone-")
     )
-    made = [_gateway_one(target, wanted, method, value, kept, allowed) for target in usable]
+    made = [_gateway_one(target, wanted, exchange, value, kept, allowed) for target in usable]
 
     def exhausted(attempts: list[Attempt]) -> Answer:
         tried = [
@@ -178,7 +192,7 @@ def _fields(exchange: Exchange) -> list[tuple[str, str]]:
 def _gateway_one(
     target: GatewayTarget,
     wanted: _Wanted,
-    method: str,
+    exchange: Exchange,
     value: dict[str, Any],
     kept: tuple[tuple[str, str], ...],
     allowed: Collection[str],
@@ -196,13 +210,13 @@ def _gateway_one(
             sent["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     given = {name.lower() for name, _ in credentials}
     headers = (*((n, v) for n, v in kept if n.lower() not in given), *credentials)
-    found = targets.to_origin(method, origin, path, allowed)
+    found = targets.to_origin(exchange.method, origin, path, allowed)
     named_in_response = (
         ("Helicone-Gateway-Mode", "BYOK"),
         ("Helicone-Provider", target.provider),
         ("Helicone-Model", target.model),
     )
-    return One(replace(found, path=path), headers, json.dumps(sent).encode(), named_in_response)
+    return One(replace(found, path=path), headers, json.dumps(sent).encode(), exchange.directives, named_in_response)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

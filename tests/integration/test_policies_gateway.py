@@ -371,6 +371,116 @@ def test_compressed_request_is_read_for_the_override(rig: Rig) -> None:
     assert rig.row(response)["request_model"] == "m"
 
 
+@pytest.mark.parametrize(
+    ("codes", "status", "moves"),
+    [
+        ([{"from": 500, "to": 500}], 500, True),
+        ([{"from": 599, "to": 500}], 500, False),
+        ([{"from": 0, "to": 1000}], 404, True),
+        ([500.0], 500, True),
+        ([429, 429], 429, True),
+        ([{"from": 400, "to": 428}, {"from": 430, "to": 599}], 429, False),
+        ([{"from": 400, "to": 428, "more": 1}], 428, True),
+        ([{"from": -1, "to": 10**30}], 301, True),
+    ],
+)
+def test_ranges_include_both_ends(rig: Rig, codes: list[Any], status: int, moves: bool) -> None:
+    rig.script = [error(status)]
+    response = rig.ask(fallbacks(entry(codes=codes), entry(GROQ)), path=GATEWAY)
+    assert (response.status_code, rig.calls) == ((200, 2) if moves else (status, 1))
+
+
+@pytest.mark.parametrize(
+    ("override", "body", "sent"),
+    [
+        ({"a": {"b": 1}}, {"a": {"c": 2}}, {"a": {"c": 2, "b": 1}}),
+        ({"a": {"b": 1}}, {"a": [1, 2]}, {"a": {"b": 1}}),
+        ({"a": {"b": 1}}, {}, {"a": {"b": 1}}),
+        ({"a": [3]}, {"a": [1, 2]}, {"a": [3]}),
+        ({"a": None}, {"a": {"b": 1}}, {"a": None}),
+        ({"a": {}}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": "é\n"}, {}, {"a": "é\n"}),
+        ({"constructor": 1, "prototype": 2, "a": {"__proto__": 3, "b": 4}}, {}, {"a": {"b": 4}}),
+        ({}, {"a": 1}, {"a": 1}),
+        (None, {"a": 1}, {"a": 1}),
+    ],
+)
+def test_overrides(rig: Rig, override: Any, body: dict[str, Any], sent: dict[str, Any]) -> None:
+    headers = fallbacks(entry(bodyKeyOverride=override))
+    assert rig.http.post(GATEWAY, json=body, headers=headers).status_code == 200
+    assert rig.last.json == sent
+
+
+def test_entry_without_an_override_leaves_the_body_to_the_letter(rig: Rig) -> None:
+    body = b'{ "model": "m",\n "x": 1.0 }'
+    rig.http.post(GATEWAY, content=body, headers=fallbacks(entry()))
+    assert rig.last.body == body
+
+
+@pytest.mark.parametrize("override", [[], "x", 5, True])
+def test_override_that_is_no_object_is_a_500(rig: Rig, override: Any) -> None:
+    response = rig.ask(fallbacks(entry(bodyKeyOverride=override)), path=GATEWAY)
+    assert (response.status_code, response.headers["helicone-error"], rig.calls) == (500, "true", 0)
+
+
+def test_helicone_headers_of_an_entry_go_no_further(rig: Rig) -> None:
+    own = {"authorization": "Bearer one", "Helicone-Auth": KEY, "HELICONE-USER-ID": "u", "x-mine": "1"}
+    response = rig.ask(fallbacks(entry(headers=own)), path=GATEWAY)
+    assert {n.lower() for n, _ in rig.last.headers} == {"authorization", "x-mine", "content-length", "host"}
+    assert rig.row(response)["user_id"] is None
+
+
+def test_entry_may_bring_its_own_cache_settings(rig: Rig) -> None:
+    text = str(uuid.uuid4())
+    cached = {"authorization": "Bearer one", "Helicone-Cache-Enabled": "true", "Cache-Control": "max-age=60"}
+    headers = fallbacks(entry(headers=cached), entry(GROQ))
+    found = [rig.ask(headers, path=GATEWAY, text=text).headers["helicone-cache"] for _ in range(2)]
+    assert (found, rig.calls) == (["MISS", "HIT"], 1)
+    assert rig.last.header("cache-control") == "max-age=60"
+    # The second entry has none, so its answers are not kept.
+    rig.script = [error(500), json_answer(chat_answer()), error(500), json_answer(chat_answer())]
+    found = [rig.ask(headers, path=GATEWAY).headers.get("helicone-cache") for _ in range(2)]
+    assert rig.calls == 5
+
+
+def test_entry_whose_bucket_is_too_large_is_a_500(rig: Rig) -> None:
+    own = {"authorization": "Bearer one", "Helicone-Cache-Bucket-Max-Size": "21"}
+    response = rig.ask(fallbacks(entry(), entry(headers=own)), path=GATEWAY)
+    assert (response.status_code, rig.calls) == (500, 0)
+    assert response.text == "Cache bucket size cannot be greater than 20"
+
+
+def test_policies_of_the_request_hold_for_every_entry(rig: Rig) -> None:
+    rig.script = [error(500)]
+    mine = {"Helicone-User-Id": "ada", "Helicone-Property-App": "a", "Helicone-Session-Id": "s"}
+    response = rig.ask(fallbacks(entry(), entry(GROQ)) | mine, path=GATEWAY)
+    row = rig.row(response)
+    assert (row["user_id"], row["session_id"], row["host"]) == ("ada", "s", "api.groq.com")
+    assert rig.properties(response)["app"] == "a"
+
+
+def test_single_entry_is_returned_whatever_it_answers(rig: Rig) -> None:
+    rig.script = [error(500, "alone")]
+    response = rig.ask(fallbacks(entry()), path=GATEWAY)
+    assert (response.status_code, response.headers["helicone-fallback-index"], rig.calls) == (500, "0", 1)
+    assert response.json()["error"]["message"] == "alone"
+
+
+def test_broken_connections_of_all_entries_are_a_502(rig: Rig) -> None:
+    rig.script = [cut(), cut()]
+    response = rig.ask(fallbacks(entry(), entry(GROQ)), path=GATEWAY)
+    assert (response.status_code, response.json()["error"], rig.calls) == (502, "Network connection lost", 2)
+    assert sorted(response.json()) == ["error", "helicone-message", "message", "support"]
+    assert rig.row(response)["attempts"] == 2
+
+
+def test_many_entries(rig: Rig) -> None:
+    rig.script = [error(500)] * 19
+    urls = [OPENAI, GROQ, "https://api.together.xyz", "https://llm.example.com"] * 5
+    response = rig.ask(fallbacks(*(entry(url) for url in urls)), path=GATEWAY)
+    assert (response.status_code, response.headers["helicone-fallback-index"], rig.calls) == (200, "19", 20)
+
+
 # ---------------------------------------------------------------- the AI gateway
 
 
@@ -616,6 +726,15 @@ class TestAIGateway:
         response = ai(rig, "llama/groq,claude-opus-4-8", path="/ai-gateway/v1/messages")
         assert hosts(rig) == ["anthropic"]
         assert "groq was skipped" in response.headers["heliproxy-warning"]
+
+    def test_chats_go_to_geminis_own_openai_compatible_endpoint(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GEMINI_API_KEY", "key-of-gemini")
+        response = ai(rig, "gemini-2.5-flash")
+        assert rig.last.path == "/google/v1beta/openai/chat/completions"
+        assert rig.last.header("authorization") == "Bearer key-of-gemini"
+        assert response.headers["helicone-provider"] == "google-ai-studio"
 
     def test_streams_ask_for_their_usage(self, rig: Rig) -> None:
         ai(rig, "llama/groq", stream=True)

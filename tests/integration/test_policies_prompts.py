@@ -108,6 +108,48 @@ def test_messages_that_cannot_be_read_are_a_500(rig: Rig, headers: dict[str, str
     assert (response.status_code, response.text, rig.calls) == (500, "Failed to parse the latest message.", 0)
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"text", b"[]", b"null", b"{}", b'{"messages":[{"content":"x"}]}'])
+@pytest.mark.parametrize("headers", [SECURITY, MODERATION, SECURITY | MODERATION])
+def test_body_without_readable_messages_is_a_500(rig: Rig, headers: dict[str, str], body: bytes) -> None:
+    response = rig.http.post(CHAT, content=body, headers=headers)
+    assert (response.status_code, response.text, rig.calls) == (500, "Failed to parse the latest message.", 0)
+    assert response.headers["content-type"].startswith("text/plain")
+
+
+@pytest.mark.usefixtures("rules")
+@pytest.mark.parametrize("role", ["assistant", "system", "tool", "USER", None])
+def test_only_the_last_words_of_the_user_are_checked(rig: Rig, role: str | None) -> None:
+    messages = [{"role": "user", "content": THREAT}, {"role": role, "content": THREAT}]
+    assert rig.ask(SECURITY | MODERATION, messages=messages).status_code == 200
+    assert rig.calls == 1
+
+
+@pytest.mark.usefixtures("rules")
+def test_threat_is_found_before_moderation_is_asked(rig: Rig) -> None:
+    response = rig.ask(SECURITY | MODERATION, text=THREAT)
+    assert (response.json()["error"]["code"], rig.calls) == ("PROMPT_THREAT_DETECTED", 0)
+
+
+def test_hit_and_limit_come_before_moderation(rig: Rig) -> None:
+    cached, text = {"Helicone-Cache-Enabled": "true"}, str(uuid.uuid4())
+    rig.ask(cached, text=text)
+    assert rig.ask(cached | MODERATION, text=text).headers["helicone-cache"] == "HIT"
+    me = {"Helicone-User-Id": str(uuid.uuid4()), "Helicone-RateLimit-Policy": "1;w=600;s=user"}
+    rig.ask(me)
+    assert rig.ask(me | MODERATION).status_code == 429
+    assert rig.calls == 2
+
+
+@pytest.mark.usefixtures("rules")
+def test_threats_and_flags_are_answers_of_ours_with_ids(rig: Rig) -> None:
+    rig.script = [moderated(True)]
+    for headers, text, status in ((SECURITY, THREAT, "failed"), (MODERATION, "bad", "success")):
+        response = rig.ask(headers, text=text)
+        assert (response.status_code, response.headers["helicone-status"]) == (400, status)
+        assert response.headers["content-type"].startswith("application/json")
+        assert uuid.UUID(response.headers["helicone-id"])
+
+
 def test_security_without_rules_is_said_to_be_off(rig: Rig) -> None:
     response = rig.ask(SECURITY, text=THREAT)
     assert (response.status_code, rig.calls) == (200, 1)

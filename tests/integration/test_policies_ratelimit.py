@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from fakes import Upstream, chat_answer, json_answer
+from heliproxy.policies import ratelimit
 from heliproxy.policy_store import LimitStore
 from rig import CHAT, KEY, Rig, chat, error, rigged, rigged_on
 
@@ -302,6 +303,30 @@ def test_unpriced_call_costs_no_cents(rig: Rig, me: dict[str, str]) -> None:
     assert rig.ask(headers).status_code == 200
 
 
+def test_cents_of_one_call_are_bounded_and_never_negative(rig: Rig, me: dict[str, str], clock: Clock) -> None:
+    gates = rig.run.proxy.addon.services.gates  # type: ignore[union-attr]
+    policy = ratelimit.parse_policy("10;w=60;u=cents")
+    for cents, left in ((-5.0, 10.0), (float("nan"), 10.0), (0.0, 10.0), (2.5, 7.5), (1e12, 7.5 - 1_000_000)):
+        gates.limits.charge("bucket", policy, cents)
+        decision = gates.limits.take("bucket", policy)
+        assert (decision.tokens, decision.allowed) == (pytest.approx(left), left > 0)
+
+
+def test_policy_of_another_text_starts_the_clock_again(rig: Rig, me: dict[str, str], clock: Clock) -> None:
+    ask(rig, 2, me | limit("2;w=60"))
+    clock.now += 31
+    # Written differently it is another policy: what would have come back since the last call does not.
+    assert ask(rig, 1, me | limit("2.0;w=60")) == [(429, "0", "60")]
+    clock.now += 45
+    assert ask(rig, 1, me | limit("2.0;w=60")) == [(200, "0", "45")]
+
+
+def test_bucket_of_a_window_is_full_again_after_it(rig: Rig, me: dict[str, str], clock: Clock) -> None:
+    ask(rig, 3, me | limit("3;w=60"))
+    clock.now += 61
+    assert ask(rig, 4, me | limit("3;w=60")) == [(200, "2", "20"), (200, "1", "40"), (200, "0", "60"), (429, "0", "60")]
+
+
 def test_no_policy_no_headers(rig: Rig) -> None:
     assert not [n for n in rig.ask().headers if n.startswith(LIMIT)]
 
@@ -330,3 +355,12 @@ def test_two_proxies_of_one_home_share_a_bucket_and_it_survives_them(tmp_path: P
             assert (statuses.count(200), len(up.asked)) == (10, 10)
         with rigged_on(up, home) as three:
             assert three.http.post(CHAT, json=chat(), headers=headers).status_code == 429
+
+
+def test_limiter_whose_file_is_away_answers_and_says_so(tmp_path: Path) -> None:
+    with rigged(tmp_path / "home") as rig:
+        (rig.run.home / "state.db").unlink(missing_ok=True)
+        (rig.run.home / "state.db").mkdir()
+        response = rig.ask(limit("9;w=60"))
+    assert (response.status_code, len(rig.up.asked)) == (200, 1)
+    assert "Helicone-RateLimit-Policy" in response.headers["heliproxy-warning"]
