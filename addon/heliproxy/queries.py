@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from heliproxy import rollups
 from heliproxy.bodies import Body, read_body
+from heliproxy.distributions import distribution, quantile, unpack
 from heliproxy.times import UNITS, buckets, label, stored_time
 
 if TYPE_CHECKING:
@@ -60,7 +62,11 @@ STATUS_CONDITIONS = {
 STATUS_FORMS = ", ".join((*STATUS_CONDITIONS, "a code such as 429", "a class such as 5xx"))
 
 LATENCY_SAMPLE = 250_000
-"""Percentiles are exact up to twice this many rows; beyond, they come from every n-th row."""
+"""Of requests, percentiles are exact up to twice this many; beyond, they come from every n-th."""
+WAIT_SAMPLE = 20_000
+"""Likewise, of times to the first token."""
+EXACT_ROWS = 20_000
+"""A report over more requests than this uses sums of the past, with percentiles within 1 %."""
 
 PIECE_ROWS = 20_000
 
@@ -223,30 +229,53 @@ SORTS = {
 
 
 class Tally:
-    """Sums up partial results of one group."""
+    """Sums up partial results of one group: of requests, and of sums of the past."""
 
-    __slots__ = ("latencies", "sums")
+    __slots__ = ("latencies", "past_latencies", "past_waits", "sums", "waits")
 
     def __init__(self) -> None:
         self.sums: list[Any] = [None] * 14
         self.latencies: list[float] = []
+        self.waits: list[float] = []
+        """Times to the first token."""
+        self.past_latencies = 0
+        self.past_waits = 0
+        """Distributions."""
 
-    def add(self, sums: Sequence[Any], latencies: str | None) -> None:
+    def add(self, sums: Sequence[Any]) -> None:
         self.sums = [a if b is None else b if a is None else a + b for a, b in zip(self.sums, sums, strict=True)]
-        if latencies:
-            self.latencies += map(float, latencies.split(","))
+
+    def add_past(self, sums: Sequence[Any], latencies: int, waits: int) -> None:
+        """Add sums with the distributions of times."""
+        self.add(sums)
+        self.past_latencies += latencies
+        self.past_waits += waits
 
     def merge(self, other: Tally) -> None:
-        self.add(other.sums, None)
+        self.add(other.sums)
         self.latencies += other.latencies
+        self.waits += other.waits
+        self.past_latencies += other.past_latencies
+        self.past_waits += other.past_waits
 
     def line(self, key: Key) -> Line:
         sums = list(self.sums)
         for i in COUNTS:
             sums[i] = sums[i] or 0
-        self.latencies.sort()
-        sums += [percentile(self.latencies, 0.50), percentile(self.latencies, 0.95)]
-        return Line(key, *sums)
+        return Line(key, *sums, *quantiles(self.latencies, self.past_latencies, (0.50, 0.95)))
+
+    def wait_quantiles(self, shares: Sequence[float]) -> list[float | None]:
+        """Of the times to the first token; see `quantiles`."""
+        return quantiles(self.waits, self.past_waits, shares)
+
+
+def quantiles(values: list[float], past: int, shares: Sequence[float]) -> list[float | None]:
+    """Exact for values alone; within 1 % when some of them are known by their distribution only."""
+    if past:
+        whole = past + distribution(values)
+        return [quantile(whole, share) for share in shares]
+    values.sort()
+    return [percentile(values, share) for share in shares]
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -286,12 +315,11 @@ def costs(
     groups = tuple(map(parse_group, by))
     if sort is not None and sort != "name" and sort not in SORTS:
         raise ValueError(f"cannot sort by {sort!r}; expected one of name, {', '.join(SORTS)}")
-    with snapshot(conn):
-        tallies = tally(conn, groups, filters or Filters(), zone)
+    found = tally(conn, groups, filters or Filters(), zone)
     total = Tally()
-    for one in tallies.values():
+    for one in found.values():
         total.merge(one)
-    lines = [one.line(key) for key, one in tallies.items()]
+    lines = [one.line(key) for key, one in found.items()]
     lines = arranged(lines, groups, sort, descending)
     return Costs(groups, lines[:top], total.line(()), len(lines))
 
@@ -310,49 +338,180 @@ def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
 
 
 def tally(conn: sqlite3.Connection, by: tuple[str, ...], filters: Filters, zone: tzinfo) -> dict[Key, Tally]:
+    return tallies(conn, [by], filters, zone)[0]
+
+
+def tallies(
+    conn: sqlite3.Connection,
+    groupings: Sequence[tuple[str, ...]],
+    filters: Filters,
+    zone: tzinfo,
+    *,
+    waits: bool = False,
+) -> list[dict[Key, Tally]]:
+    """The same requests by several groupings, each a tuple of checked group names. With one look at each request.
+
+    Of many requests, all that lies in whole past hours comes from sums (`rollups`) where these tell the groups apart.
+    With `waits`, groupings by time alone also have times to the first token, of a sample when many requests are read.
+    """
+    with snapshot(conn):
+        window = time_window(conn, filters)
+        if window is None:
+            return [{} for _ in groupings]
+        units = [group for by in groupings for group in by if group in UNITS]
+        # Along the index by calendar period: with little or no sorting, and any DST rule.
+        ranges = [window]
+        if units:
+            steps = buckets(base_unit(units), window[0], window[1] - timedelta(milliseconds=1), zone)
+            ranges = [(max(begins, window[0]), min(ends, window[1])) for begins, ends in steps]
+        sheets = [Sheet(by, ranges, zone, waits=waits) for by in groupings]
+        if is_long(conn, window) and rollups.available(conn):
+            for sheet in sheets:
+                sheet.add_past(conn, filters)
+        # Sheets that need the same requests share the look at them.
+        for raw in {sheet.raw for sheet in sheets}:
+            add_requests(conn, [sheet for sheet in sheets if sheet.raw == raw], filters)
+    return [sheet.tallies for sheet in sheets]
+
+
+def time_window(conn: sqlite3.Connection, filters: Filters) -> tuple[datetime, datetime] | None:
+    """From the first request in the filters' time to just after the last; None when there is none."""
+    where, values = Filters(since=filters.since, until=filters.until).condition()
+    first = conn.execute(f"SELECT min(r.created_at) FROM requests r WHERE {where}", values).fetchone()[0]
+    if first is None:
+        return None
+    last = conn.execute(f"SELECT max(r.created_at) FROM requests r WHERE {where}", values).fetchone()[0]
+    after = datetime.fromisoformat(last) + timedelta(milliseconds=1)
+    return datetime.fromisoformat(first), after if filters.until is None else min(after, filters.until)
+
+
+def is_long(conn: sqlite3.Connection, window: tuple[datetime, datetime]) -> bool:
+    """Whether the window holds more than `EXACT_ROWS` requests, whatever they are."""
+    sql = "SELECT 1 FROM requests WHERE created_at >= ? AND created_at < ? LIMIT 1 OFFSET ?"
+    return conn.execute(sql, (*map(stored_time, window), EXACT_ROWS)).fetchone() is not None
+
+
+class Sheet:
+    """One grouping being summed up over ranges of time."""
+
+    def __init__(
+        self, by: tuple[str, ...], ranges: list[tuple[datetime, datetime]], zone: tzinfo, *, waits: bool
+    ) -> None:
+        self.by = by
+        self.plain = tuple(group for group in by if group not in UNITS)
+        self.waits = waits and not self.plain
+        self.tallies: dict[Key, Tally] = {}
+        self._ranges = ranges
+        self._zone = zone
+        self._labels: dict[int, list[str | None]] = {}
+        self.raw = tuple((place, *one) for place, one in enumerate(ranges))
+        """(which range, begin, end) of all times whose requests have to be read."""
+
+    def at(self, place: int, group: Sequence[Any]) -> Tally:
+        """Where the sums of a group in one of the ranges go."""
+        labels = self._labels.get(place)
+        if labels is None:
+            begins = self._ranges[place][0]
+            labels = [label(group, begins, self._zone) if group in UNITS else None for group in self.by]
+            self._labels[place] = labels
+        values = iter(group)
+        key = tuple(next(values) if text is None else text for text in labels)
+        return self.tallies.setdefault(key, Tally())
+
+    def add_past(self, conn: sqlite3.Connection, filters: Filters) -> None:
+        """Add the sums there are, and leave the rest of the time in `raw`."""
+        kind = rollups.kind_of(self.plain, filters, waits=self.waits)
+        if kind is None:
+            return
+        parts = rollups.plan(conn, kind, self._ranges)
+        self.raw = tuple((place, *one) for place, part in enumerate(parts) for one in part.raw)
+        columns = [rollups.COLUMNS_OF_GROUPS.get(group, rollups.PROPERTY) for group in self.plain]
+        where, values = replace(filters, since=None, until=None).condition()
+        for found in rollups.read(conn, kind, columns, parts, where, values, waits=self.waits):
+            one = self.at(found.place, found.group)
+            one.add_past(found.sums, unpack(found.latencies), unpack(found.waits))
+
+
+def add_requests(conn: sqlite3.Connection, sheets: Sequence[Sheet], filters: Filters) -> None:
+    """Look at the requests of times that all these sheets have in common, once, and add them to each."""
+    plain = tuple(dict.fromkeys(group for sheet in sheets for group in sheet.plain))
     where, values = filters.condition()
-    units = [group for group in by if group in UNITS]
-    plain = [group for group in by if group not in UNITS]
-    selected, selected_values = dimension_columns(plain)
-    count = conn.execute(f"SELECT count(*) FROM requests r WHERE {where}", values).fetchone()[0]
-    tallies: dict[Key, Tally] = {}
+    raw = shares(conn, sheets[0].raw, where, values)
+    count = sum(number for _, number in raw)
     if not count:
-        return tallies
-    step = max(1, count // LATENCY_SAMPLE)
-    latency = "r.latency_ms" if step == 1 else f"CASE WHEN r.rowid % {step} = 0 THEN r.latency_ms END"
-    places = [plain.index(group) if group in plain else None for group in by]
-    grouping = "GROUP BY " + ", ".join(str(i + 1) for i in range(len(plain))) if plain else ""
-    sql = f"SELECT {selected} {SUMS}, group_concat({latency}) FROM requests r WHERE {where}"
-    sql = f"{sql} AND r.created_at >= ? AND r.created_at < ? {grouping}"
-    first, last = (
-        datetime.fromisoformat(
-            conn.execute(
-                f"SELECT r.created_at FROM requests r WHERE {where} ORDER BY r.created_at {order} LIMIT 1", values
-            ).fetchone()[0]
-        )
-        for order in ("ASC", "DESC")
+        return
+    selected, selected_values = dimension_columns(plain)
+    steps = (max(1, count // LATENCY_SAMPLE), max(1, count // WAIT_SAMPLE))
+    waits = any(sheet.waits for sheet in sheets)
+    places = [[plain.index(group) for group in sheet.plain] for sheet in sheets]
+    for (place, begins, ends), number in raw:
+        for window in pieces(begins, ends, number) if plain else [(begins, ends)]:
+            for group, sums, latencies, first_tokens in grouped_requests(
+                conn, selected, selected_values, window, where, values, waits=waits, steps=steps
+            ):
+                for sheet, columns in zip(sheets, places, strict=True):
+                    one = sheet.at(place, [group[i] for i in columns])
+                    one.add(sums)
+                    one.latencies += latencies
+                    if sheet.waits:
+                        one.waits += first_tokens
+
+
+def grouped_requests(
+    conn: sqlite3.Connection,
+    selected: Sequence[str],
+    selected_values: Sequence[str],
+    window: tuple[datetime, datetime],
+    where: str = "1",
+    values: Sequence[Any] = (),
+    *,
+    waits: bool,
+    steps: tuple[int, int] = (1, 1),
+) -> Iterator[tuple[Key, Sequence[Any], list[float], list[float]]]:
+    """Groups of requests made in a window: their key, sums, latencies and times to the first token.
+
+    Of the times, only those of each so manieth request as `steps` says.
+    """
+    # Times to the first token are not in the index: each one read costs a look at the table.
+    columns = (sampled("r.latency_ms", steps[0]), sampled("r.ttft_ms", steps[1]) if waits else "NULL")
+    width = len(selected)
+    grouping = "GROUP BY " + ", ".join(str(i + 1) for i in range(width)) if selected else ""
+    sql = (
+        f"SELECT {''.join(f'{column}, ' for column in selected)} {SUMS}, "
+        f"{', '.join(f'group_concat({column})' for column in columns)} FROM requests r "
+        f"WHERE {where} AND r.created_at >= ? AND r.created_at < ? {grouping}"
     )
-    # One query for each calendar period: along the index, with little or no sorting, and any DST rule.
-    ranges = buckets(base_unit(units), first, last, zone) if units else pieces(first, last, count)
-    for begins, ends in ranges:
-        labels = [label(group, begins, zone) if group in UNITS else None for group in by]
-        for row in conn.execute(sql, [*selected_values, *values, stored_time(begins), stored_time(ends)]):
-            if not row[len(plain)]:
-                continue
-            key = tuple(labels[i] if place is None else row[place] for i, place in enumerate(places))
-            tallies.setdefault(key, Tally()).add(row[len(plain) : -1], row[-1])
-    return tallies
+    for row in conn.execute(sql, [*selected_values, *values, *map(stored_time, window)]):
+        if row[width]:
+            yield row[:width], row[width:-2], times_in(row[-2]), times_in(row[-1])
 
 
-def dimension_columns(groups: Sequence[str]) -> tuple[str, list[str]]:
-    """The select list of some dimensions, each followed by a comma, and its parameters."""
+def times_in(text: str | None) -> list[float]:
+    return [float(one) for one in text.split(",")] if text else []
+
+
+def shares(
+    conn: sqlite3.Connection, raw: Sequence[tuple[int, datetime, datetime]], where: str, values: Sequence[Any]
+) -> list[tuple[tuple[int, datetime, datetime], int]]:
+    """The ranges with the numbers of matching requests in them; without those that have none."""
+    sql = f"SELECT count(*) FROM requests r WHERE {where} AND r.created_at >= ? AND r.created_at < ?"
+    counted = ((one, conn.execute(sql, [*values, *map(stored_time, one[1:])]).fetchone()[0]) for one in raw)
+    return [(one, number) for one, number in counted if number]
+
+
+def sampled(column: str, step: int) -> str:
+    return column if step == 1 else f"CASE WHEN r.rowid % {step} = 0 THEN {column} END"
+
+
+def dimension_columns(groups: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The expressions of some dimensions, and their parameters."""
     columns = []
     values = []
     for group in groups:
         head, _, name = group.partition(":")
         columns.append(NAMED_DIMENSIONS[head] if name else DIMENSIONS[head])
         values += [name] if name else []
-    return "".join(f"{column}, " for column in columns), values
+    return columns, values
 
 
 def base_unit(units: Sequence[str]) -> str:
@@ -360,10 +519,9 @@ def base_unit(units: Sequence[str]) -> str:
     return "hour" if "hour" in units else units[0] if len(set(units)) == 1 else "day"
 
 
-def pieces(first: datetime, last: datetime, count: int) -> Iterator[tuple[datetime, datetime]]:
-    """first..last in equal parts of about `PIECE_ROWS` rows: SQLite sorts to group, and small sorts are fast."""
+def pieces(first: datetime, end: datetime, count: int) -> Iterator[tuple[datetime, datetime]]:
+    """first..end in equal parts of about `PIECE_ROWS` rows: SQLite sorts to group, and small sorts are fast."""
     number = max(1, count // PIECE_ROWS)
-    end = last + timedelta(seconds=1)
     edges = [first + (end - first) * i / number for i in range(number)] + [end]
     yield from pairwise(edges)
 

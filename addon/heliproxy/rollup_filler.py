@@ -1,0 +1,271 @@
+"""Makes the sums that `rollups` reads, one period at a time, the newest first.
+
+The write lock is held only for moments. A period is first *claimed*, then summed up without any lock, and kept if its
+claim is still there: a trigger takes the claim away when anything in the period changes meanwhile, whichever process
+changes it. All that is made here can be lost at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from heliproxy import migrations, rollups
+from heliproxy.distributions import pack, unpack
+from heliproxy.queries import NAMED_DIMENSIONS, Key, Tally, grouped_requests
+from heliproxy.rollups import KINDS, LEFT_OUT, PROPERTY, Part, Range
+from heliproxy.times import stored_time
+
+LEAST_ROWS = 40
+"""A period with fewer requests is not summed up: reading them is as quick."""
+SAVING = 4
+"""A kind is kept of a period when it has at most one group for so many requests, or few groups at all."""
+FEW_GROUPS = 8
+MOST_PROPERTIES = 24
+SETTLED = timedelta(minutes=10)
+"""An hour is summed up so long after its end: calls that began in it may still be running."""
+MOST_GROUPS = 20_000
+"""A kind with more groups is not kept."""
+MOST_RAW = 60_000
+"""A kind that smaller periods do not have is not made of more requests than this."""
+
+DIMENSIONS = (
+    "provider",
+    "model",
+    "host",
+    "status",
+    "error_type",
+    "cache",
+    "user_id",
+    "key_fingerprint",
+    "client",
+    "prompt_id",
+    "run_id",
+    "property",
+)
+COLUMNS = ("kind", "level", "start", "number", *DIMENSIONS, *rollups.SUMS, "latencies", "waits")
+PUT = f"INSERT INTO rollups ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+# From one to the next in the index; DISTINCT would read it all.
+KINDS_THERE = """
+    WITH RECURSIVE there (kind) AS (
+        SELECT min(kind) FROM rollups
+        UNION ALL
+        SELECT (SELECT min(kind) FROM rollups WHERE kind > there.kind) FROM there WHERE there.kind IS NOT NULL
+    )
+    SELECT kind FROM there WHERE kind IS NOT NULL
+"""
+
+Period = tuple[int, int]
+"""Level and start."""
+Groups = dict[Key, Tally]
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.Error for a file that is not there."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=5.0)
+
+
+def fill_all(path: Path, now: datetime) -> int:
+    """Make all sums that are missing, without a rest; returns the number of periods. Raises sqlite3.Error."""
+    with closing(connect(path)) as conn:
+        return sum(fill(conn, period) for period in missing(conn, now))
+
+
+# -- what is missing ------------------------------------------------------------------------------------------------
+
+
+def missing(conn: sqlite3.Connection, now: datetime) -> Iterator[Period]:
+    """Past periods that hold requests and have no sums, newest first, each after the ones it is made of."""
+    if migrations.m003_rollups.__name__ not in migrations.applied_steps(conn):
+        return
+    known = set(conn.execute("SELECT level, start FROM rollup_periods WHERE kinds IS NOT NULL"))
+    end = rollups.hour_before(now - SETTLED)
+    oldest: dict[Period, int] = {}
+    for hour in hours_with_requests(conn, end):
+        for level in range(rollups.LEVELS):
+            period = (level, hour // 4**level)
+            if (period[1] + 1) * 4**level <= end:
+                oldest[period] = hour
+    yield from sorted(oldest.keys() - known, key=lambda period: (-oldest[period], period[0]))
+
+
+def hours_with_requests(conn: sqlite3.Connection, end: int) -> Iterator[int]:
+    """Hours before `end` in which there are requests, newest first."""
+    while True:
+        found = conn.execute(
+            "SELECT max(created_at) FROM requests WHERE created_at < ? AND created_at >= ?",
+            (stored_time(rollups.time_of(end)), stored_time(rollups.EPOCH)),
+        ).fetchone()[0]
+        if found is None:
+            return
+        try:
+            at = datetime.fromisoformat(found[:13] + ":00+00:00")
+        except ValueError:
+            return  # a time that is none: what comes before it stays with the requests
+        end = rollups.hour_before(at)
+        yield end
+
+
+# -- one period -----------------------------------------------------------------------------------------------------
+
+
+def fill(conn: sqlite3.Connection, period: Period) -> bool:
+    """Make the sums of one period; False when something in it changed meanwhile. Raises sqlite3.Error."""
+    claim = random.getrandbits(62)
+    set_claim(conn, period, claim)
+    rows, found = sum_up(conn, period)
+    kept = {kind: groups for kind, groups in found.items() if groups is not None and saves(groups, rows)}
+    marks = [*kept] + [LEFT_OUT + kind.partition(":")[2] for kind in found if ":" in kind and kind not in kept]
+    with writing(conn):
+        done = conn.execute(
+            "UPDATE rollup_periods SET rows = ?, kinds = ?, claim = NULL WHERE level = ? AND start = ? AND claim = ?",
+            (rows, json.dumps(marks), *period, claim),
+        ).rowcount
+        if done:
+            forget(conn, period)
+            for kind, groups in kept.items():
+                conn.executemany(PUT, records(kind, period, groups))
+    return bool(done)
+
+
+@contextlib.contextmanager
+def writing(conn: sqlite3.Connection) -> Iterator[None]:
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+        raise
+
+
+def set_claim(conn: sqlite3.Connection, period: Period, claim: int) -> None:
+    with writing(conn):
+        conn.execute("INSERT OR REPLACE INTO rollup_periods (level, start, claim) VALUES (?, ?, ?)", (*period, claim))
+        # Triggers look at what is older than this only.
+        conn.execute("UPDATE rollup_horizon SET until = max(until, ?)", (stored_time(window_of(period)[1]),))
+
+
+def forget(conn: sqlite3.Connection, period: Period) -> None:
+    kinds = [(kind, *period) for (kind,) in conn.execute(KINDS_THERE)]
+    conn.executemany("DELETE FROM rollups WHERE kind = ? AND level = ? AND start = ?", kinds)
+
+
+def window_of(period: Period) -> Range:
+    level, start = period
+    return rollups.time_of(start * 4**level), rollups.time_of((start + 1) * 4**level)
+
+
+def saves(groups: Groups, rows: int) -> bool:
+    return len(groups) <= min(MOST_GROUPS, max(FEW_GROUPS, rows // SAVING))
+
+
+def sum_up(conn: sqlite3.Connection, period: Period) -> tuple[int, dict[str, Groups | None]]:
+    """The number of requests, and the groups of each kind: from smaller periods, and from requests for the rest."""
+    window = window_of(period)
+    sql = "SELECT count(*) FROM requests WHERE created_at >= ? AND created_at < ?"
+    rows: int = conn.execute(sql, tuple(map(stored_time, window))).fetchone()[0]
+    found: dict[str, Groups | None] = {}
+    if rows < LEAST_ROWS:
+        return rows, found
+    for kind, columns in reversed(KINDS.items()):
+        wider = {name: groups for name, groups in found.items() if groups and set(columns) <= set(KINDS[name])}
+        if wider:
+            source = min(wider, key=lambda name: len(wider[name]))
+            found[kind] = narrowed(wider[source], KINDS[source], columns)
+        else:
+            found[kind] = groups_of(conn, kind, [f"r.{column}" for column in columns], [], columns, window)
+    return rows, found | property_kinds(conn, window)
+
+
+def narrowed(groups: Groups, columns: Sequence[str], wanted: Sequence[str]) -> Groups:
+    places = [columns.index(column) for column in wanted]
+    found: Groups = {}
+    for key, one in groups.items():
+        found.setdefault(tuple(key[i] for i in places), Tally()).merge(one)
+    return found
+
+
+def groups_of(
+    conn: sqlite3.Connection,
+    kind: str,
+    selected: Sequence[str],
+    values: Sequence[str],
+    columns: Sequence[str],
+    window: Range,
+) -> Groups | None:
+    """One kind's groups: of sums by `columns`, of requests by the expressions `selected`. None: it would take long."""
+    part = rollups.plan(conn, kind, [window])[0]
+    if requests_in(conn, part) > MOST_RAW:
+        return None
+    waits = kind in rollups.WITH_WAITS
+    found: Groups = {}
+    for past in rollups.read(conn, kind, columns, [part], waits=waits):
+        found.setdefault(past.group, Tally()).add_past(past.sums, unpack(past.latencies), unpack(past.waits))
+    for raw in part.raw:
+        for group, sums, times, first_tokens in grouped_requests(conn, selected, values, raw, waits=waits):
+            one = found.setdefault(group, Tally())
+            one.add(sums)
+            one.latencies += times
+            one.waits += first_tokens
+    return found
+
+
+def requests_in(conn: sqlite3.Connection, part: Part) -> int:
+    sql = "SELECT count(*) FROM requests WHERE created_at >= ? AND created_at < ?"
+    return sum(conn.execute(sql, tuple(map(stored_time, raw))).fetchone()[0] for raw in part.raw)
+
+
+def property_kinds(conn: sqlite3.Connection, window: Range) -> dict[str, Groups | None]:
+    """A kind for each property, and one without groups to say that there are no more; nothing when that is too much."""
+    part = rollups.plan(conn, PROPERTY, [window])[0]
+    if requests_in(conn, part) > MOST_RAW:
+        return {}
+    names = property_names(conn, part)
+    if len(names) > MOST_PROPERTIES:
+        return {}
+    found: dict[str, Groups | None] = {PROPERTY: {}}
+    for name in sorted(names):
+        kind = rollups.property_kind(name)
+        found[kind] = groups_of(conn, kind, [NAMED_DIMENSIONS["property"]], [name], (PROPERTY,), window)
+    return found
+
+
+def property_names(conn: sqlite3.Connection, part: Part) -> set[str]:
+    """The names of all properties in some time, in lower case."""
+    names: set[str] = set()
+    for level, first, last in part.blocks:
+        sql = "SELECT kinds FROM rollup_periods WHERE level = ? AND start >= ? AND start < ?"
+        for (text,) in conn.execute(sql, (level, first, last)):
+            names.update(mark.partition(":")[2] for mark in json.loads(text) if ":" in mark)
+    for raw in part.raw:
+        sql = (
+            "SELECT DISTINCT lower(p.key) FROM requests r JOIN properties p ON p.request_id = r.id "
+            "WHERE r.created_at >= ? AND r.created_at < ?"
+        )
+        names.update(name for (name,) in conn.execute(sql, tuple(map(stored_time, raw))))
+    return names
+
+
+def records(kind: str, period: Period, groups: Groups) -> Iterator[tuple[Any, ...]]:
+    columns = KINDS.get(kind, (PROPERTY,))
+    for number, (key, one) in enumerate(groups.items()):
+        dimensions = dict(zip(columns, key, strict=True))
+        yield (
+            kind,
+            *period,
+            number,
+            *(dimensions.get(column) for column in DIMENSIONS),
+            *one.sums,
+            pack(one.past_latencies, one.latencies),
+            pack(one.past_waits, one.waits),
+        )

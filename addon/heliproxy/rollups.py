@@ -1,0 +1,293 @@
+"""Sums of the past, kept so that a report over millions of requests reads a few thousand rows.
+
+A period is an hour of UTC, or a block of 4, 16, 64, 256 or 1024 hours. For each there are the sums of several *kinds*:
+by model, by user, and so on. A report takes the largest periods that lie in its window and are up to date, and reads
+the requests themselves for the rest: the hour under way, parts of hours at the window's ends, hours in which something
+was changed (triggers forget those, see `migrations`). `rollup_filler` makes them; nothing here writes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from heliproxy.queries import Filters
+
+LEVELS = 6
+HOUR = timedelta(hours=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+TRAFFIC = ("provider", "model", "host", "status", "error_type", "cache")
+# From the smallest to the largest: the first that has all columns asked for is read.
+KINDS: dict[str, tuple[str, ...]] = {
+    "total": (),
+    "provider": ("provider",),
+    "model": ("model",),
+    "prompt": ("prompt_id",),
+    "run": ("run_id",),
+    "client": ("client",),
+    "callers": ("client", "prompt_id", "run_id"),
+    "user": ("user_id",),
+    "key": ("key_fingerprint",),
+    "traffic": TRAFFIC,
+    "people": (*TRAFFIC, "user_id", "key_fingerprint"),
+}
+WITH_WAITS = frozenset({"total", "traffic", "people"})
+"""Kinds that also keep the times to the first token."""
+PROPERTY = "property"
+"""Of a period in which every property has a kind of its own, `property:name`, unless it is among `LEFT_OUT`."""
+LEFT_OUT = "without:"
+
+COLUMNS_OF_GROUPS = {
+    "model": "model",
+    "provider": "provider",
+    "user": "user_id",
+    "host": "host",
+    "status": "status",
+    "run": "run_id",
+    "key": "key_fingerprint",
+    "prompt": "prompt_id",
+    "client": "client",
+}
+COLUMNS_OF_FILTERS = {
+    "models": ("model",),
+    "providers": ("provider",),
+    "users": ("user_id",),
+    "hosts": ("host",),
+    "runs": ("run_id",),
+    "keys": ("key_fingerprint",),
+    "prompts": ("prompt_id",),
+    "statuses": ("status", "error_type", "cache"),
+}
+SUMS = (
+    "requests",
+    "errors",
+    "hits",
+    "aborted",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "cost_usd",
+    "fees_usd",
+    "saved_usd",
+    "estimated",
+    "unpriced",
+)
+
+Range = tuple[datetime, datetime]
+Block = tuple[int, int, int]
+"""Level, first and last (exclusive) period of a run of periods."""
+
+
+@dataclass(slots=True)
+class Part:
+    """How one stretch of time is read: some of it from sums, the rest from the requests."""
+
+    blocks: list[Block] = field(default_factory=list)
+    raw: list[Range] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The sums of one group in one of the ranges asked for, with packed distributions."""
+
+    place: int
+    """Which of the ranges."""
+    group: tuple[Any, ...]
+    sums: tuple[Any, ...]
+    latencies: list[bytes]
+    waits: list[bytes]
+
+
+def kind_of(groups: Sequence[str], filters: Filters, *, waits: bool = False) -> str | None:
+    """The kind of sums that answers for these groups (times left out) and filters; None when there is none."""
+    unfiltered = replace(filters, since=None, until=None) == type(filters)()
+    if len(groups) == 1 and groups[0].startswith("property:"):
+        return property_kind(groups[0].partition(":")[2]) if unfiltered and not waits else None
+    needed: set[str] = set()
+    for group in groups:
+        if group not in COLUMNS_OF_GROUPS:
+            return None
+        needed.add(COLUMNS_OF_GROUPS[group])
+    if filters.sessions or filters.properties:
+        return None
+    for name, columns in COLUMNS_OF_FILTERS.items():
+        if getattr(filters, name):
+            needed.update(columns)
+    kinds = (kind for kind, columns in KINDS.items() if needed <= set(columns) and (kind in WITH_WAITS or not waits))
+    return next(kinds, None)
+
+
+def property_kind(name: str) -> str:
+    """SQLite's NOCASE, by which names of properties are compared, knows the case of ASCII only."""
+    return f"property:{''.join(c.lower() if c.isascii() else c for c in name)}"
+
+
+def available(conn: sqlite3.Connection) -> bool:
+    """Whether the file has sums: an older one, opened for reading, may have no place for them."""
+    return conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'rollup_periods'").fetchone() is not None
+
+
+# -- which periods --------------------------------------------------------------------------------------------------
+
+
+def plan(conn: sqlite3.Connection, kind: str, ranges: Iterable[Range]) -> list[Part]:
+    """How to read each range by sums of this kind."""
+    parts = []
+    for begins, ends in ranges:
+        part = Part()
+        first, last = hour_after(begins), hour_before(ends)
+        if first >= last:
+            part.raw.append((begins, ends))
+        else:
+            gaps: list[tuple[int, int]] = []
+            cover(conn, kind, first, last, LEVELS - 1, part.blocks, gaps)
+            edges = [(begins, time_of(first)), *((time_of(a), time_of(b)) for a, b in gaps), (time_of(last), ends)]
+            part.raw = joined(edge for edge in edges if edge[0] < edge[1])
+        parts.append(part)
+    return parts
+
+
+def cover(
+    conn: sqlite3.Connection,
+    kind: str,
+    first: int,
+    last: int,
+    level: int,
+    blocks: list[Block],
+    gaps: list[tuple[int, int]],
+) -> None:
+    """Fill the hours first..last with the largest periods there are, in order; what is left goes to `gaps`."""
+    if level < 0:
+        gaps.append((first, last))
+        return
+    size = 4**level
+    at = first
+    for begins, ends in found_blocks(conn, kind, level, -(-first // size), last // size):
+        if begins * size > at:
+            cover(conn, kind, at, begins * size, level - 1, blocks, gaps)
+        blocks.append((level, begins, ends))
+        at = ends * size
+    if at < last:
+        cover(conn, kind, at, last, level - 1, blocks, gaps)
+
+
+def found_blocks(conn: sqlite3.Connection, kind: str, level: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Runs of periods with sums of this kind."""
+    if first >= last:
+        return
+    head, _, name = kind.partition(":")
+    values: list[Any] = [level, first, last, json.dumps(head)]
+    sql = "SELECT start FROM rollup_periods WHERE level = ? AND start >= ? AND start < ? AND instr(kinds, ?)"
+    if name:
+        sql += " AND NOT instr(kinds, ?)"
+        values.append(json.dumps(LEFT_OUT + name))
+    begins = ends = None
+    for (start,) in conn.execute(f"{sql} ORDER BY start", values):
+        if start != ends:
+            if begins is not None and ends is not None:
+                yield begins, ends
+            begins = start
+        ends = start + 1
+    if begins is not None and ends is not None:
+        yield begins, ends
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    found: list[Range] = []
+    for begins, ends in ranges:
+        if found and found[-1][1] == begins:
+            found[-1] = (found[-1][0], ends)
+        else:
+            found.append((begins, ends))
+    return found
+
+
+def hour_before(at: datetime) -> int:
+    return (at - EPOCH) // HOUR
+
+
+def hour_after(at: datetime) -> int:
+    return -((EPOCH - at) // HOUR)
+
+
+def time_of(hour: int) -> datetime:
+    return EPOCH + hour * HOUR
+
+
+# -- their sums -----------------------------------------------------------------------------------------------------
+
+
+def read(
+    conn: sqlite3.Connection,
+    kind: str,
+    columns: Sequence[str],
+    parts: Sequence[Part],
+    where: str = "1",
+    values: Sequence[Any] = (),
+    *,
+    waits: bool = False,
+) -> Iterator[Sums]:
+    """The sums of all parts, by `columns` of the kind; `where` is a condition on `requests r` about its columns."""
+    blocks = [(place, *block) for place, part in enumerate(parts) for block in part.blocks]
+    if not blocks:
+        return
+    if kind.startswith("property:"):
+        with_it, without = split_by_property(conn, kind, blocks)
+        yield from read_blocks(conn, "total", ["NULL"], without, where, values, waits=waits)
+        blocks = with_it
+    yield from read_blocks(conn, kind, [f"r.{column}" for column in columns], blocks, where, values, waits=waits)
+
+
+def read_blocks(
+    conn: sqlite3.Connection,
+    kind: str,
+    columns: Sequence[str],
+    blocks: Sequence[tuple[int, int, int, int]],
+    where: str,
+    values: Sequence[Any],
+    *,
+    waits: bool,
+) -> Iterator[Sums]:
+    selected = "".join(f", {column}" for column in columns)
+    numbers = ", ".join(str(i + 1) for i in range(len(columns) + 1))
+    sums = ", ".join(f"sum(r.{name})" for name in SUMS)
+    sql = f"""
+        SELECT b.value ->> '$[0]' {selected}, {sums}, group_concat(hex(r.latencies)),
+            {"group_concat(hex(r.waits))" if waits else "NULL"}
+        FROM json_each(?) b CROSS JOIN rollups r ON r.kind = ? AND r.level = b.value ->> '$[1]'
+            AND r.start >= b.value ->> '$[2]' AND r.start < b.value ->> '$[3]'
+        WHERE {where} GROUP BY {numbers}
+    """
+    width = 1 + len(columns)
+    for row in conn.execute(sql, [json.dumps(blocks), kind, *values]):
+        yield Sums(row[0], row[1:width], row[width:-2], packed_list(row[-2]), packed_list(row[-1]))
+
+
+def packed_list(text: str | None) -> list[bytes]:
+    return [bytes.fromhex(one) for one in text.split(",") if one] if text else []
+
+
+def split_by_property(
+    conn: sqlite3.Connection, kind: str, blocks: Sequence[tuple[int, int, int, int]]
+) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]]]:
+    """The blocks, one by one, in which some request has the property, and those in which none has."""
+    sql = """
+        SELECT r.level, r.start FROM json_each(?) b CROSS JOIN rollups r ON r.kind = ? AND r.level = b.value ->> '$[1]'
+            AND r.start >= b.value ->> '$[2]' AND r.start < b.value ->> '$[3]'
+        WHERE r.number = 0
+    """
+    known = set(conn.execute(sql, [json.dumps(blocks), kind]).fetchall())
+    single = [(place, level, start, start + 1) for place, level, a, b in blocks for start in range(a, b)]
+    return (
+        [block for block in single if block[1:3] in known],
+        [block for block in single if block[1:3] not in known],
+    )
