@@ -19,6 +19,7 @@ from heliproxy.gates import Gates
 from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, make_private_folder
 from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
+from heliproxy.rollup_thread import Filler
 from heliproxy.secrets import install_secret
 from heliproxy.settings import Settings
 from heliproxy.store import Store, settle
@@ -151,6 +152,8 @@ class Services:
         origin = "http://{}:{}".format(*(self.api.address if self.api and self.api.address else ("127.0.0.1", 8585)))
         self.webhooks = open_webhooks(home / DATABASE_NAME, secret, origin)
         self.webhooks.attach(self.recorder)
+        self.filler = Filler(home / DATABASE_NAME)
+        self.filler.start()
 
     async def _start_api(self, port: int) -> None:
         self.api = ApiServer(self.app, "127.0.0.1", port)
@@ -167,6 +170,7 @@ class Services:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.recorder.close)
         await loop.run_in_executor(None, self.webhooks.close)
+        await loop.run_in_executor(None, self.filler.close)
         self.app.close()
         self.gates.close()
         self.faults.uninstall()
