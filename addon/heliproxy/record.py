@@ -222,8 +222,10 @@ def bare_record(exchange: Exchange, reason: str, secret: bytes | None) -> tuple[
     """The row of a call of which something could not be read: who, when, how long, and what HTTP says of it."""
     headers = lower_headers(exchange.request_headers)
     row = _facts(exchange, Ask(), headers) | _times(exchange) | _models(exchange, Ask(), Reply())
-    if secret is not None:
-        row |= _who(exchange, Ask(), headers, secret)
+    try:
+        row |= _who(exchange, Ask(), headers, secret) if secret is not None else {}
+    except Exception as e:
+        reason = f"{reason}; {type(e).__name__}: {e}"
     status, error_type, error = _status(exchange, Reply())
     row |= {
         "status": status,

@@ -75,7 +75,8 @@ POISON = (
 )
 Failure = (sqlite3.Error, OSError, SchemaError)
 
-MAGIC = b"SQLite format 3\0"
+LEAST_SIZE = 512
+"""Bytes of the smallest SQLite database."""
 MAX_ODD_FAILURES = 20
 """Times in a row that a batch may fail for a reason that is not the database's before it is given up."""
 
@@ -225,6 +226,8 @@ class Writer:
         self._max_body_bytes = max_body_bytes
         self._conn: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
+        self._seen: tuple[int, int] | None = None
+        """When the file was last changed, and its size, as it was found to be sound."""
         self._rows: dict[str, tuple[Any, ...]] = {}
         self._properties: list[tuple[Any, ...]] = []
         self._bodies: dict[str, tuple[Any, ...]] = {}
@@ -417,10 +420,8 @@ class Writer:
     def open(self) -> None:
         """Open the file if it is not open. Raises SchemaError, sqlite3.Error or OSError."""
         if self._conn is not None and self._file_id() == self._inode:
-            if self._starts_well():
-                return
-            # Overwritten in place. SQLite, whose own pages are in memory, would go on writing into it for a while.
-            raise DamagedError(f"{self.path.name} does not begin as a SQLite database does")
+            self._check_changed()
+            return
         self._disconnect()
         try:
             self._conn = open_writer(self.path, self._busy_timeout)
@@ -430,6 +431,7 @@ class Writer:
             self._set_aside(e)
             self._conn = open_writer(self.path, self._busy_timeout)
         self._inode = self._file_id()
+        self._seen = None
 
     def close(self) -> None:
         """Write what is buffered (what cannot be written is counted as lost) and close the file. Does not raise."""
@@ -512,13 +514,34 @@ class Writer:
             return None
         return info.st_dev, info.st_ino
 
-    def _starts_well(self) -> bool:
-        """Whether the file on the disk is still a database by its first bytes; True when that cannot be seen."""
+    def _check_changed(self) -> None:
+        """Look at the file itself when anybody changed it. Raises DamagedError.
+
+        It changes at checkpoints, which are rare. When it was overwritten by another program, SQLite, which has pages
+        in memory, would go on writing into it for a while. The look must be SQLite's: closing a file of our own would
+        take away the locks that this process has on it, and another process would think nobody uses the WAL.
+        """
+        changed = self._change_id()
+        if changed == self._seen:
+            return
+        if changed is not None and changed[1] < LEAST_SIZE:
+            raise DamagedError(f"{self.path.name} was cut to {changed[1]} bytes")
         try:
-            with self.path.open("rb", buffering=0) as file:
-                return file.read(len(MAGIC)) == MAGIC
+            connect_reader(f"file:{quote(str(self.path.absolute()))}?mode=ro").close()
+        except SchemaError as e:
+            raise DamagedError(str(e)) from e
+        except sqlite3.Error as e:
+            if primary_code(e) == sqlite3.SQLITE_CORRUPT:
+                raise DamagedError(str(e)) from e
+            return  # locked, out of handles: another time
+        self._seen = changed
+
+    def _change_id(self) -> tuple[int, int] | None:
+        try:
+            info = self.path.stat()
         except OSError:
-            return True
+            return None
+        return info.st_mtime_ns, info.st_size
 
     def _disconnect(self) -> None:
         if self._conn is not None:
