@@ -430,6 +430,22 @@ def test_helicone_headers_of_an_entry_go_no_further(rig: Rig) -> None:
     assert rig.row(response)["user_id"] is None
 
 
+def test_entry_cannot_say_where_its_request_ends_or_goes(rig: Rig) -> None:
+    own = {"Host": "other", "Content-Length": "5", "Transfer-Encoding": "chunked", "Connection": "close"}
+    own |= {"Content-Encoding": "gzip", "Upgrade": "h2c", "Expect": "100-continue", "x-value": " a\r\nx-more: b "}
+    response = rig.ask(fallbacks(entry(headers=own)), path=GATEWAY, text="words")
+    sent = {n.lower(): v for n, v in rig.last.headers}
+    assert (response.status_code, rig.last.json) == (200, chat(text="words"))
+    assert {n for n, _ in rig.last.headers} == {"host", "content-length", "x-value"}
+    assert (sent["content-length"], sent["x-value"]) == (str(len(rig.last.body)), "ax-more: b")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:", "x\r\ny", "é", "(a)"])
+def test_entry_with_a_header_that_has_no_name_is_a_500(rig: Rig, name: str) -> None:
+    response = rig.ask(fallbacks(entry(headers={name: "x"})), path=GATEWAY)
+    assert (response.status_code, response.headers["helicone-error"], rig.calls) == (500, "true", 0)
+
+
 def test_entry_may_bring_its_own_cache_settings(rig: Rig) -> None:
     text = str(uuid.uuid4())
     cached = {"authorization": "Bearer one", "Helicone-Cache-Enabled": "true", "Cache-Control": "max-age=60"}

@@ -6,6 +6,7 @@ An entry replaces the request headers entirely, so the credentials of one target
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
@@ -13,6 +14,12 @@ from urllib.parse import urlsplit
 
 from heliproxy.policies.answers import Answer, DirectiveError, exception_answer, json_answer, one_line, text_answer
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_FRAMING_HEADERS = frozenset(
+    {"host", "content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive", "te", "trailer"}
+    | {"upgrade", "expect", "proxy-connection", "proxy-authorization"}
+)
+"""What says where a request goes or ends (RFC 9110 sections 7.2, 7.6.1 and 8.6): ours to say, not an entry's."""
 _PROTO_KEYS = frozenset({"__proto__", "constructor", "prototype"})
 
 
@@ -64,12 +71,17 @@ def _entry(entry: Any, where: str) -> Fallback:
         _fail(f"{where}: 'headers' must be an object of strings")
     if override is not None and not isinstance(override, dict):
         _fail(f"{where}: 'bodyKeyOverride' must be an object")
-    pairs = tuple((_header_text(name), _header_text(value)) for name, value in headers.items())
+    for name in headers:
+        if not _HEADER_NAME.fullmatch(name):
+            _fail(f"{where}: '{one_line(name)[:80]}' is not the name of a header")
+    pairs = tuple(
+        (name, _header_text(value)) for name, value in headers.items() if name.lower() not in _FRAMING_HEADERS
+    )
     return Fallback(target, pairs, _codes(entry["onCodes"], where), override)
 
 
 def _header_text(text: str) -> str:
-    """Header text that cannot start another header or another request, and can be encoded."""
+    """A header's value that cannot start another header or another request, and can be encoded."""
     return "".join(c for c in text if c >= " " and c != "\x7f" and not "\ud800" <= c <= "\udfff").strip()
 
 
