@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import time
 from collections import Counter
@@ -39,7 +40,7 @@ from heliproxy.policies.defaults import default_headers
 from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
 from heliproxy.services import Services, open_services
-from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, parse_upstreams
+from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, parse_allowed_target, parse_upstreams
 from heliproxy.sockets import Socket
 from heliproxy.targets import Destination
 
@@ -159,6 +160,10 @@ class Heliproxy:
         """The token that the proxy's port asks for; None on loopback."""
         self._admitted: set[str] = set()
         """Client connections that have sent it to open a tunnel, by id."""
+        self._own_hosts = ""
+        """What hosts are intercepted, as one pattern for `host:port`."""
+        self._is_ours: Callable[[str], object] | None = None
+        """Tells those hosts, unless the operator chose others."""
         self._retries_off: str | None = None
         self.patience: Patience | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -177,6 +182,8 @@ class Heliproxy:
             ctx.options.update(listen_host="127.0.0.1")
         if updated & {"listen_host", "mode", "heliproxy_token", "proxyauth"}:
             self._close_door()
+        if "allow_hosts" in updated or "ignore_hosts" in updated:
+            self._note_hosts()
         if not any(name.startswith("heliproxy_") for name in updated):
             return
         self.settings = self._read_options()
@@ -185,7 +192,7 @@ class Heliproxy:
         except ValueError as e:
             raise exceptions.OptionsError(f"heliproxy_default_header: {e}") from e
         operators = {name for host, u in self.settings.upstreams.items() for name in (host, f"{u.host}:{u.port}")}
-        self._allowed = frozenset(operators) | {name.lower() for name in ctx.options.heliproxy_allow_target}
+        self._allowed = frozenset(operators) | frozenset(map(parse_allowed_target, self.settings.allowed_targets))
         if self.settings.upstream_ca is not None and "heliproxy_upstream_ca" in updated:
             from heliproxy.certs import upstream_trust
 
@@ -205,12 +212,22 @@ class Heliproxy:
         if (mode := entry.unaskable(options.mode)) is not None:
             raise exceptions.OptionsError(f"mode {mode} cannot ask for a token, and must not listen on {exposed}")
 
+    def _note_hosts(self) -> None:
+        """Know the hosts to intercept ourselves, for as long as they are the ones we gave mitmproxy."""
+        ours = list(ctx.options.allow_hosts) == [self._own_hosts] and not ctx.options.ignore_hosts
+        self._is_ours = lru_cache(1024)(re.compile(self._own_hosts, re.IGNORECASE).search) if ours else None
+
     def _read_options(self) -> Settings:
         options = ctx.options
         try:
             upstreams = parse_upstreams(options.heliproxy_upstream)
         except ValueError as e:
             raise exceptions.OptionsError(f"heliproxy_{e}") from e
+        try:
+            for target in options.heliproxy_allow_target:
+                parse_allowed_target(target)
+        except ValueError as e:
+            raise exceptions.OptionsError(f"heliproxy_allow_target {e}") from e
         ca = Path(options.heliproxy_upstream_ca).expanduser() if options.heliproxy_upstream_ca else None
         if ca is not None and not ca.is_file():
             raise exceptions.OptionsError(f"heliproxy_upstream_ca: {ca} is not a file; expected a PEM file")
@@ -234,7 +251,8 @@ class Heliproxy:
         options = ctx.options
         if not options.allow_hosts and not options.ignore_hosts:
             own = [f"^{host.replace('.', '[.]')}:" for host in self.settings.upstreams]
-            options.update(allow_hosts=[*hosts.LLM_HOST_PATTERNS, *own])
+            self._own_hosts = "(?i)" + "|".join(p.removeprefix("(?i)") for p in [*hosts.LLM_HOST_PATTERNS, *own])
+            options.update(allow_hosts=[self._own_hosts])
         # A cache hit or a rewritten host must not dial the host the client named.
         options.update(connection_strategy="lazy")
         # mitmproxy's own timeout ends whole client connections; ours of single calls must come first.
@@ -303,6 +321,9 @@ class Heliproxy:
         if self._retries_off is None:
             chain = self.settings.chain
             layers = self.patience.layers if self.patience is not None else None
+            fast_layers.adopt(nextlayer)
+            if self._is_ours is not None:
+                fast_layers.choose(nextlayer, self._is_ours)
             attempts.install(nextlayer, chain.spec if chain is not None else None, layers)
 
     async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:

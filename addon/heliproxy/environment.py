@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 
@@ -106,7 +107,11 @@ def child_env(
     Raises:
         OSError: a trust file cannot be written.
     """
-    url = f"http://{RUN_USER}:{run_id}@127.0.0.1:{port}" if attached and run_id else f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
+    if attached and run_id:
+        # A proxy that others can reach asks for its token.
+        token = environ.get("HELIPROXY_TOKEN")
+        url = f"http://{RUN_USER}:{run_id}{'%3A' + quote(token, safe='') if token else ''}@127.0.0.1:{port}"
     changes = dict.fromkeys(PROXY_VARIABLES, url)
     exceptions, warnings = no_proxy(environ, hosts)
     changes |= {"NO_PROXY": exceptions, "no_proxy": exceptions}
@@ -134,12 +139,13 @@ def child_env(
 def run_of(authorization: str) -> str | None:
     """The run id in a Proxy-Authorization header's value; None when it holds none."""
     scheme, _, text = authorization.partition(" ")
-    if scheme.lower() != "basic" or len(text) > 100:
+    if scheme.lower() != "basic" or len(text) > 500:
         return None
     try:
-        user, _, run_id = base64.b64decode(text.strip(), validate=True).decode("ascii").partition(":")
+        user, _, password = base64.b64decode(text.strip(), validate=True).decode("utf-8").partition(":")
     except ValueError:
         return None
+    run_id = password.partition(":")[0]
     return run_id if user == RUN_USER and re.fullmatch(r"[0-9a-f]{8,32}", run_id) else None
 
 

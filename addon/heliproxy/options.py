@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,25 +25,38 @@ def home_option(command: Command) -> Command:
     )(command)
 
 
-def proxy_options(*, port: int = 8080, api_port: int | None = 8585) -> Callable[[Command], Command]:
-    """Add every option that says how a proxy runs; the command gets them as one `settings: Settings`."""
+def proxy_options(
+    *, port: int = 8080, api_port: int | None = 8585, shared: bool = True
+) -> Callable[[Command], Command]:
+    """Add every option that says how a proxy runs; the command gets them as one `settings: Settings`.
+
+    One that is not `shared` listens on loopback, whatever its token.
+    """
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_settings(**values: Any) -> Any:
-            return command(settings=_settings(values), **values)
+            return command(settings=_settings(values, shared), **values)
 
         decorated: Command = with_settings
         # The first decorator applied is the last option shown.
-        for option in reversed((home_option, *_proxy_options(port, api_port))):
+        for option in reversed((home_option, *_proxy_options(port, api_port, shared))):
             decorated = option(decorated)
         return decorated
 
     return decorate
 
 
-def _proxy_options(port: int, api_port: int | None) -> tuple[Callable[[Command], Command], ...]:
+def _proxy_options(port: int, api_port: int | None, shared: bool) -> tuple[Callable[[Command], Command], ...]:
+    host = click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        metavar="ADDRESS",
+        help="Address of the proxy and gateway. One that others can reach needs a token: set HELIPROXY_TOKEN.",
+    )
     return (
+        *((host,) if shared else ()),
         click.option(
             "--port",
             type=click.IntRange(0, 65535),
@@ -112,9 +126,38 @@ def _default_home() -> Path:
     return default_home()
 
 
-def _settings(values: dict[str, Any]) -> Any:
+def keep_door_shut(host: str, mitm_options: tuple[str, ...], shared: bool = True) -> None:
+    """Refuse to listen where others can connect, unless they are asked for a token.
+
+    Raises:
+        click.UsageError: with status 2.
+    """
+    named = [(name.strip(), value.strip()) for name, _, value in (one.partition("=") for one in mitm_options)]
+    modes = [value for name, value in named if name == "mode"]
+    if host == "127.0.0.1" and not modes and not any(name == "listen_host" for name, _ in named):
+        return
+    from heliproxy import entry
+
+    # mitmproxy's "" is every interface, ours is loopback (addon.py).
+    listen = next((value or "127.0.0.1" for name, value in reversed(named) if name == "listen_host"), host)
+    exposed = entry.exposure(listen, modes)
+    if exposed is None:
+        return
+    where = f"listening on {exposed} lets others on the network use this proxy and its keys"
+    if not shared:
+        raise click.UsageError(f"{where}; a program's own proxy listens on 127.0.0.1")
+    if not os.environ.get("HELIPROXY_TOKEN") and not any(n == "heliproxy_token" and v for n, v in named):
+        raise click.UsageError(f"{where}: {entry.NO_TOKEN}")
+    if (mode := entry.unaskable(modes)) is not None and not any(name == "proxyauth" for name, _ in named):
+        raise click.UsageError(f"{where}: mode {mode} cannot ask for a token")
+
+
+def _settings(values: dict[str, Any], shared: bool) -> Any:
     """Take the shared options out of `values` and make them one Settings."""
-    from heliproxy.settings import Settings, parse_upstreams
+    from heliproxy.settings import Settings, parse_allowed_target, parse_upstreams
+
+    host = values.pop("host", "127.0.0.1")
+    keep_door_shut(host, tuple(values["mitm_options"]), shared)
 
     try:
         upstreams = parse_upstreams(values.pop("upstreams"))
@@ -125,15 +168,22 @@ def _settings(values: dict[str, Any]) -> Any:
         name, colon, _ = line.partition(":")
         if not colon or not name.strip() or any(c in line for c in "\r\n"):
             raise click.BadParameter(f"{line!r}: expected 'Name: value'", param_hint="--default-header")
+    allowed = tuple(name.lower() for name in values.pop("allowed_targets"))
+    try:
+        for name in allowed:
+            parse_allowed_target(name)
+    except ValueError as e:
+        raise click.BadParameter(str(e), param_hint="--allow-target") from e
     return Settings(
         home=values.pop("home"),
+        host=host,
         port=values.pop("port"),
         api_port=values.pop("api_port"),
         upstreams=upstreams,
         upstream_ca=values.pop("upstream_ca"),
         mitm_options=tuple(values.pop("mitm_options")),
         default_headers=headers,
-        allowed_targets=tuple(name.lower() for name in values.pop("allowed_targets")),
+        allowed_targets=allowed,
         stream_usage=values.pop("stream_usage"),
         upstream_timeout=values.pop("upstream_timeout"),
     )

@@ -41,7 +41,7 @@ FROM_KEYBOARD = {"SIGINT", "SIGQUIT"}
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@proxy_options(port=0, api_port=None)
+@proxy_options(port=0, api_port=None, shared=False)
 @click.option("--quiet", "-q", is_flag=True, help="Print no summary.")
 @click.option(
     "--summary-file", type=click.Path(path_type=Path, dir_okay=False), help="Write the summary there as JSON."

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from heliproxy.options import proxy_options
+from heliproxy.options import keep_door_shut, proxy_options
 
 
 @click.command("serve")
@@ -47,7 +47,19 @@ def web_command(settings: Any, arguments: tuple[str, ...]) -> None:
     """
     from heliproxy.serve import web
 
+    keep_door_shut("127.0.0.1", listening(arguments))
     web(settings, arguments)
+
+
+def listening(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The options among mitmweb's arguments that say where it listens, as `NAME=VALUE`."""
+    names = {"--listen-host": "listen_host=", "--mode": "mode=", "-m": "mode=", "--set": ""}
+    found = []
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names and (equals or index + 1 < len(arguments)):
+            found.append(names[name] + (value if equals else arguments[index + 1]))
+    return tuple(found)
 
 
 def _say_ready(proxy: Any) -> None:

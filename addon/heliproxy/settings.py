@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from urllib.parse import urlsplit
 from heliproxy.chain import Chain
 from heliproxy.home import default_home
 
+_NAME = re.compile(r"(?!-)[\w-]+(?:\.[\w-]+)*\.?")
 DEFAULT_UPSTREAM_TIMEOUT = 1800.0
 """What Helicone-Increase-Timeout asks for, given to every call: models that think say nothing for long."""
 
@@ -94,3 +97,28 @@ def parse_upstream_url(url: str, value: str) -> Upstream:
         port=port or (443 if parts.scheme == "https" else 80),
         prefix=parts.path.rstrip("/"),
     )
+
+
+def parse_allowed_target(value: str) -> str:
+    """Read `HOST`, `HOST:PORT`, `[ADDRESS]` or `[ADDRESS]:PORT` into what targets are compared with.
+
+    Raises:
+        ValueError: names the value and what is expected.
+    """
+    error = ValueError(f"{value!r}: expected HOST or HOST:PORT, for example gpu.lan:8000 or [fd00::1]:8000")
+    text = value.strip().lower()
+    host, colon, port = text.rpartition(":")
+    if text.count(":") > 1 and not host.endswith("]"):
+        host, colon, port = text, "", ""
+    elif not colon:
+        host, port = text, ""
+    if colon and not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
+        raise error
+    if host.startswith("[") or ":" in host:
+        try:
+            host = str(ipaddress.IPv6Address(host[1:-1] if host.startswith("[") and host.endswith("]") else host))
+        except ValueError:
+            raise error from None
+    elif _NAME.fullmatch(host) is None:
+        raise error
+    return host.rstrip(".") + (f":{int(port)}" if colon else "")

@@ -1,0 +1,216 @@
+"""A proxy that others can reach asks each of them for its token, and does not start without one."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from conftest import ROOT
+from fakes import Upstream, chat_answer, json_answer
+from heliproxy import entry
+from heliproxy.environment import RUN_USER, run_of
+from heliproxy.settings import parse_allowed_target
+from security.wire import raw
+from served import CHAT, PATH, Served, served
+
+TOKEN = "let-me-in-0123456789"
+EXPOSED = [
+    ["serve", "--host", "0.0.0.0"],
+    ["serve", "--host", "::"],
+    ["serve", "--host", ""],
+    ["serve", "--host", "192.0.2.1"],
+    ["serve", "--host", "box.lan"],
+    ["serve", "--set", "listen_host=0.0.0.0"],
+    ["serve", "--set", "listen_host=[::]"],
+    ["serve", "--set", "mode=regular@0.0.0.0:0"],
+    ["serve", "--set", "mode=regular@:0"],
+    ["serve", "--set", "mode=reverse:https://api.openai.com@0.0.0.0:0"],
+    ["serve", "--set", "mode=regular", "--set", "mode=socks5@[::]:0"],
+    ["web", "--set", "listen_host=0.0.0.0"],
+    ["web", "--", "--listen-host", "0.0.0.0"],
+    ["web", "--", "--mode=regular@0.0.0.0:0"],
+    ["run", "--set", "listen_host=0.0.0.0", "--", "true"],
+]
+
+
+def heliproxy(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "PYTHONPATH": str(ROOT / "addon")} | env
+    command = [sys.executable, "-m", "heliproxy", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("arguments", EXPOSED, ids=" ".join)
+def test_an_open_door_without_a_token_is_a_usage_error(home: Path, arguments: list[str]) -> None:
+    shown = heliproxy(home, arguments[0], "--home", str(home), "--port", "0", *arguments[1:])
+    assert shown.returncode == 2, shown.stderr
+    assert "listening on" in shown.stderr
+    assert not (home / "heliproxy.db").exists()
+
+
+def test_run_keeps_to_loopback_even_with_a_token(home: Path) -> None:
+    shown = heliproxy(home, "run", "--set", "listen_host=0.0.0.0", "--", "true", HELIPROXY_TOKEN=TOKEN)
+    assert shown.returncode == 2
+
+
+def test_a_mode_that_cannot_ask_is_refused_with_a_token_too(home: Path) -> None:
+    shown = heliproxy(home, "serve", "--set", "mode=socks5@0.0.0.0:0", HELIPROXY_TOKEN=TOKEN)
+    assert (shown.returncode, "socks5 cannot ask" in shown.stderr) == (2, True)
+
+
+def test_mitmdump_with_the_script_does_not_start_either(home: Path) -> None:
+    command = [Path(sys.executable).with_name("mitmdump"), "-s", ROOT / "addon" / "main.py", "--listen-host", "0.0.0.0"]
+    options = ["--listen-port", "0", "--set", f"heliproxy_home={home}", "--set", "heliproxy_api_port=-1"]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "PYTHONPATH": str(ROOT / "addon")}
+    shown = subprocess.run([*command, *options], env=environ, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 1
+    assert "listening on 0.0.0.0 needs a token" in shown.stdout + shown.stderr
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Upstream]:
+    with Upstream(lambda asked: json_answer(chat_answer("hi"))) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def exposed(up: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("exposed") / "home"
+    with served(home, up.url, "--set", "mode=regular@0.0.0.0:0", env={"HELIPROXY_TOKEN": TOKEN}) as found:
+        yield found
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Proxy-Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Helicone-Auth": "Bearer wrong"}, 401),
+        ({"Helicone-Auth": f"Bearer {TOKEN}x"}, 401),
+        ({"Helicone-Auth": TOKEN}, 401),
+        ({"Helicone-Auth": f"Bearer {TOKEN}"}, 200),
+        ({"Authorization": f"Bearer {TOKEN}"}, 200),
+        (basic("heliproxy", TOKEN), 200),
+        (basic(TOKEN, ""), 200),
+        (basic("x", "y"), 401),
+        ({"Proxy-Authorization": "Basic !!!"}, 401),
+    ],
+)
+def test_gateway_asks_for_the_token(exposed: Served, up: Upstream, headers: dict[str, str], status: int) -> None:
+    up.asked.clear()
+    answer = httpx.post(f"http://127.0.0.1:{exposed.port}{PATH}", json=CHAT, headers=headers, trust_env=False)
+    assert answer.status_code == status, answer.text
+    assert len(up.asked) == (status == 200)
+    if status == 200:
+        assert TOKEN not in str(up.asked[0].headers)
+        assert TOKEN.encode() not in up.asked[0].body
+    else:
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_api_and_pages_on_both_ports_ask_for_it(exposed: Served) -> None:
+    for port in (exposed.port, exposed.api_port):
+        for path in ("/v1/evals/scores", "/requests", "/openapi.json"):
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                assert client.get(path).status_code == 401
+                assert client.get(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+                assert client.get("/health").status_code == 200
+
+
+def test_tunnels_and_requests_ask_for_it(exposed: Served) -> None:
+    connect = b"CONNECT api.openai.com:443 HTTP/1.1\r\nHost: api.openai.com:443\r\n"
+    plain = b"GET http://api.openai.com/v1/models HTTP/1.1\r\nHost: api.openai.com\r\n"
+    other = b"GET http://example.invalid/ HTTP/1.1\r\nHost: example.invalid\r\n"
+    for head in (connect, plain, other):
+        got = raw(exposed.port, head + b"Connection: close\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 407"), got
+        assert b"proxy-authenticate: basic" in got.lower()
+    given = f"Proxy-Authorization: {basic('x', TOKEN)['Proxy-Authorization']}\r\n\r\n".encode()
+    assert raw(exposed.port, connect + given).startswith(b"HTTP/1.1 200")
+    # What is inside a tunnel was admitted with it; a new connection was not.
+    assert raw(exposed.port, plain + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 407")
+
+
+def test_services_of_the_machine_stay_out_of_reach(exposed: Served, up: Upstream) -> None:
+    token = f"Proxy-Authorization: {basic('x', TOKEN)['Proxy-Authorization']}\r\n\r\n".encode()
+    for port in (exposed.api_port, exposed.port):
+        head = f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n".encode()
+        assert raw(exposed.port, head + token).startswith(b"HTTP/1.1 403")
+
+
+def test_token_is_in_no_file_and_no_log(exposed: Served) -> None:
+    for path in exposed.home.rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes(), path
+    assert TOKEN not in exposed.errors
+
+
+def test_api_port_stays_on_loopback(exposed: Served) -> None:
+    addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    for address in (str(a) for a in addresses):
+        if not address.startswith("127."):
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection((address, exposed.api_port), timeout=3)
+
+
+@pytest.mark.parametrize(
+    ("listen", "modes", "found"),
+    [
+        ("127.0.0.1", [], None),
+        ("localhost", ["regular"], None),
+        ("::1", ["regular@8081"], None),
+        ("[::1]", [], None),
+        ("127.0.0.1", ["reverse:http://user:x@host"], None),
+        ("0.0.0.0", ["regular@127.0.0.1:80"], None),
+        ("", [], "every interface"),
+        ("0", [], "0"),
+        ("0.0.0.0", ["regular@127.0.0.1:80", "regular"], "0.0.0.0"),
+        ("127.0.0.1", ["regular", "upstream:http://a:1@*:2"], "*"),
+        ("::ffff:127.0.0.1", [], None),
+        ("::ffff:0.0.0.0", [], "::ffff:0.0.0.0"),
+    ],
+)
+def test_exposure(listen: str, modes: list[str], found: str | None) -> None:
+    assert entry.exposure(listen, modes) == found
+
+
+def test_run_and_token_share_a_password() -> None:
+    value = basic(RUN_USER, f"abcd1234:{TOKEN}")["Proxy-Authorization"]
+    assert run_of(value) == "abcd1234"
+    assert entry.has_token([(b"Proxy-Authorization", value.encode())], TOKEN, entry.PROXY_HEADERS)
+
+
+_BAD_TARGETS = "* http://x a/b a: a:0 a:65536 a:b u@h [x]:1 -a [::1 *.lan a..b 10.0.0.0/8"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("GPU.lan", "gpu.lan"),
+        ("gpu.lan:8000", "gpu.lan:8000"),
+        ("10.0.0.1:80", "10.0.0.1:80"),
+        ("[::1]:80", "::1:80"),
+        ("[fd00::1]", "fd00::1"),
+        ("fd00::1", "fd00::1"),
+        ("my_host.", "my_host"),
+        *((bad, None) for bad in _BAD_TARGETS.split()),
+        ("a b", None),
+        ("", None),
+    ],
+)
+def test_allowed_targets(value: str, found: str | None) -> None:
+    if found is None:
+        with pytest.raises(ValueError, match="expected HOST or HOST:PORT"):
+            parse_allowed_target(value)
+    else:
+        assert parse_allowed_target(value) == found
