@@ -20,8 +20,6 @@ SEARCH_STEP = 40_000
 """Rows looked at between two looks at the clock."""
 RECENT = 2_000
 """Newest rows that suggestions are taken from."""
-SAMPLE = 20_000
-"""Rows that percentiles of the first token are taken from; more are sampled evenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +96,6 @@ def _step_down(conn: sqlite3.Connection, top: str, oldest: str) -> str:
     ).fetchone()
     # A whole step within one millisecond would never get further.
     return row[0] if row and row[0] < top else oldest
-
-
-def first_tokens(conn: sqlite3.Connection, filters: Filters) -> list[tuple[str, float]]:
-    """(created_at, ms to the first byte) in the order of time; of every n-th row when there are many."""
-    where, values = filters.condition()
-    count = conn.execute(f"SELECT count(*) FROM requests r WHERE {where}", values).fetchone()[0]
-    step = max(1, count // SAMPLE)
-    rows = conn.execute(
-        f"SELECT r.created_at, r.ttft_ms FROM requests r WHERE r.rowid % {step} = 0 AND {where} ORDER BY r.created_at",
-        values,
-    )
-    return [(at, value) for at, value in rows if value is not None]
 
 
 def time_span(conn: sqlite3.Connection, filters: Filters) -> tuple[datetime, datetime] | None:

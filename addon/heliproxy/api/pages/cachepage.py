@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from heliproxy import queries_pages
+from heliproxy.api.pages.cells import scan
 from heliproxy.api.pages.context import Pages
-from heliproxy.api.pages.figures import charts, scan
+from heliproxy.api.pages.figures import charts
 from heliproxy.api.pages.render import HEADERS, page
 from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
 from heliproxy.policy_store import CacheStore
@@ -41,7 +42,7 @@ def cache(pages: Pages, request: Request) -> Response:
 
 
 def compute(conn: sqlite3.Connection, window: Window, filters: Filters, now: datetime, pages: Pages) -> dict[str, Any]:
-    """Everything that needs a look at every row of the window."""
+    """Everything that the whole window goes into."""
     cells = scan(conn, window, filters, ("model",), now, pages.zone)
     costs = cells.costs("model", "saved")
     return {

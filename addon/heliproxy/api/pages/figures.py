@@ -1,86 +1,22 @@
-"""What the pages with plots show of a window of time: one scan of its rows gives totals, tables and plots alike."""
+"""Tables and plots of the sums of a window of time."""
 
 from __future__ import annotations
 
-import sqlite3
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta, tzinfo
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
-from heliproxy import queries, queries_pages
+from heliproxy.api.pages.cells import Cells
 from heliproxy.api.pages.render import link
 from heliproxy.api.pages.window import Window
 from heliproxy.conversation import visible
-from heliproxy.queries import Costs, Filters, Line, Tally
-from heliproxy.times import buckets, label, stored_time
+from heliproxy.queries import Costs, Line, Tally
 
 STACKED = 7
 """Groups with a colour of their own; the others share the last."""
 TOP = 8
-STEPS = 750
-"""Steps of time that a plot has at most."""
 NOBODY = {"user": "no user", "session": "no session", "model": "unknown model"}
 CHARTS = ("cost", "requests", "tokens", "latency", "ttft", "errors", "saved")
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """The window's rows summed up by step of time and by every combination of `dims`."""
-
-    dims: tuple[str, ...]
-    unit: str
-    steps: list[datetime]
-    """When each step begins."""
-    names: list[str]
-    """The steps as the keys have them."""
-    tallies: dict[queries.Key, Tally]
-    total: Tally
-
-    def merged(self, key_of: Callable[[queries.Key], Any], latencies: bool = True) -> dict[Any, Tally]:
-        """The cells put together by what `key_of` makes of their keys; without latencies when nobody asks for them."""
-        found: dict[Any, Tally] = {}
-        for key, one in self.tallies.items():
-            tally = found.setdefault(key_of(key), Tally())
-            if latencies:
-                tally.merge(one)
-            else:
-                tally.add(one.sums, None)
-        return found
-
-    def place(self, dim: str) -> int:
-        """Where a dimension stands in the keys; the first place is the step's."""
-        return self.dims.index(dim) + 1
-
-    def costs(self, dim: str, sort: str | None = None) -> Costs:
-        """What `queries.costs` would say for one dimension."""
-        place = self.place(dim)
-        lines = [one.line((value,)) for value, one in self.merged(lambda key: key[place]).items()]
-        return Costs((dim,), queries.arranged(lines, (dim,), sort, True), self.total.line(()), len(lines))
-
-
-def scan(
-    conn: sqlite3.Connection, window: Window, filters: Filters, dims: Sequence[str], now: datetime, zone: tzinfo
-) -> Cells:
-    """Read the window once."""
-    dims = tuple(dict.fromkeys(dims))
-    span = queries_pages.time_span(conn, filters)
-    if span is None:
-        return Cells(dims, "day", [], [], {}, Tally())
-    unit = window.unit(span[0], now)
-    # A row from a clock that runs ahead must not stretch the plot into the next century.
-    latest = now + timedelta(days=1)
-    end = min(window.until or max(now, span[1]), latest)
-    steps = [begins for begins, _ in buckets(unit, window.since or span[0], end, zone)]
-    shown = filters if span[1] <= latest else replace(filters, until=latest)
-    tallies = queries.tally(conn, (unit, *dims), shown, zone)
-    total = Tally()
-    for one in tallies.values():
-        total.merge(one)
-    if shown is not filters:
-        total = next(iter(queries.tally(conn, (), filters, zone).values()), total)
-    return Cells(dims, unit, steps[-STEPS:], [label(unit, step, zone) for step in steps[-STEPS:]], tallies, total)
 
 
 def line_values(line: Line) -> dict[str, Any]:
@@ -118,16 +54,16 @@ def table(title: str, group: str, costs: Costs, window: Window, most: int = TOP)
     return {"title": title, "column": column, "rows": rows, "top": top, "more": more}
 
 
-def charts(cells: Cells, by: str, zone: tzinfo, waits: list[tuple[str, float]] | None = None) -> dict[str, Any]:
-    """The plots' data, stacked by one dimension of the cells. `waits` are times to the first token."""
-    if not cells.tallies:
+def charts(cells: Cells, by: str, zone: tzinfo) -> dict[str, Any]:
+    """The plots' data, stacked by one dimension of the cells."""
+    if not cells.found:
         return dict.fromkeys(CHARTS, empty_chart())
-    place, names = cells.place(by), cells.names
-    groups = largest(cells.merged(lambda key: key[place], latencies=False))
+    names = cells.names
+    groups = largest(cells.groups(by))
     axis = axis_of(cells.steps, cells.unit, zone)
-    steps_total = cells.merged(lambda key: key[0])
-    lines = {key: tally.line(()) for key, tally in steps_total.items()}
-    parts = cells.merged(lambda key: (key[0], groups.get(key[place], "other")), latencies=False)
+    steps_total = cells.by_step()
+    lines = {step: tally.line(()) for step, tally in steps_total.items()}
+    parts = cells.stacks(by, lambda value: groups.get(value, "other"))
     stacks = {key: tally.line(()) for key, tally in parts.items()}
     shown = [*dict.fromkeys(groups.values())] + (["other"] if any(key[1] == "other" for key in parts) else [])
 
@@ -137,8 +73,8 @@ def charts(cells: Cells, by: str, zone: tzinfo, waits: list[tuple[str, float]] |
         for colour, name in enumerate(shown):
             values = [value_of(stacks.get((step, name)), field) for step in names]
             if any(values):
-                title = name if name == "other" else group_name(by, name or None)
-                series.append({"name": title, "values": values, "colour": colour})
+                group = name if name == "other" else group_name(by, name or None)
+                series.append({"name": group, "values": values, "colour": colour})
         return axis | {"kind": "bars", "format": form, "series": series, "title": title}
 
     def whole(fields: Iterable[tuple[str, str]], form: str, kind: str = "bars") -> dict[str, Any]:
@@ -162,26 +98,16 @@ def charts(cells: Cells, by: str, zone: tzinfo, waits: list[tuple[str, float]] |
         "requests": stacked("Requests", "requests", "count"),
         "tokens": tokens,
         "latency": whole((("p50", "p50_ms"), ("p95", "p95_ms")), "ms", "lines"),
-        "ttft": axis | {"kind": "lines", "format": "ms", "title": "", "series": waiting(cells.steps, waits or [])},
+        "ttft": axis | {"kind": "lines", "format": "ms", "title": "", "series": waiting(names, steps_total)},
         "errors": stacked("Errors", "errors", "count"),
         "saved": whole((("saved", "saved_usd"),), "money"),
     }
 
 
-def waiting(steps: list[datetime], waits: list[tuple[str, float]]) -> list[dict[str, Any]]:
+def waiting(names: Sequence[str], steps: Mapping[str, Tally]) -> list[dict[str, Any]]:
     """p50 and p95 of the first token in each step."""
-    starts = [stored_time(step) for step in steps]
-    found: list[list[float]] = [[] for _ in steps]
-    for at, wait in waits:
-        place = bisect_right(starts, at) - 1
-        if place >= 0:
-            found[place].append(wait)
-    for values in found:
-        values.sort()
-    return [
-        {"name": name, "values": [queries.percentile(values, share) for values in found]}
-        for name, share in (("p50", 0.50), ("p95", 0.95))
-    ]
+    found = [steps[name].wait_quantiles((0.50, 0.95)) if name in steps else (None, None) for name in names]
+    return [{"name": name, "values": [pair[i] for pair in found]} for i, name in enumerate(("p50", "p95"))]
 
 
 def empty_chart() -> dict[str, Any]:

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from heliproxy import queries, queries_pages
+from heliproxy.api.pages.cells import scan
 from heliproxy.api.pages.context import Pages
-from heliproxy.api.pages.figures import charts, group_name, group_url, line_values, scan
+from heliproxy.api.pages.figures import charts, group_name, group_url, line_values
 from heliproxy.api.pages.render import page
 from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
 from heliproxy.queries import Costs, Filters

@@ -9,9 +9,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from heliproxy import queries, queries_pages
+from heliproxy import queries_pages
+from heliproxy.api.pages.cells import scan
 from heliproxy.api.pages.context import Pages
-from heliproxy.api.pages.figures import TOP, charts, line_values, scan, table
+from heliproxy.api.pages.figures import TOP, charts, line_values, table
 from heliproxy.api.pages.limits import budget_rows
 from heliproxy.api.pages.render import page
 from heliproxy.api.pages.welcome import welcome
@@ -66,14 +67,12 @@ def overview(pages: Pages, request: Request) -> Response:
 def compute(
     conn: sqlite3.Connection, window: Window, filters: Filters, by: str, now: datetime, pages: Pages
 ) -> dict[str, Any]:
-    """Everything that needs a look at every row of the window."""
+    """Everything that the whole window goes into."""
     tabled = [("model", "Models"), ("user", "Users"), ("provider", "Providers")]
     if by not in dict(tabled):
         tabled.insert(1, (by, by.removeprefix("property:").capitalize()))
-    cells = scan(conn, window, filters, [dim for dim, _ in tabled], now, pages.zone)
-    waits = queries_pages.first_tokens(conn, filters)
-    ordered = sorted(wait for _, wait in waits)
+    cells = scan(conn, window, filters, [dim for dim, _ in tabled], now, pages.zone, stacked=by)
     total = line_values(cells.total.line(()))
-    total |= {"ttft_p50_ms": queries.percentile(ordered, 0.5), "ttft_p95_ms": queries.percentile(ordered, 0.95)}
+    total |= zip(("ttft_p50_ms", "ttft_p95_ms"), cells.total.wait_quantiles((0.50, 0.95)), strict=True)
     tables = [table(title, dim, cells.costs(dim), window) for dim, title in tabled]
-    return {"total": total, "tables": tables, "charts": charts(cells, by, pages.zone, waits)}
+    return {"total": total, "tables": tables, "charts": charts(cells, by, pages.zone)}

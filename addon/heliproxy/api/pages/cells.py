@@ -1,0 +1,78 @@
+"""What a page shows of a window of time: its totals, tables and plots, from one call of `queries.tallies`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+
+from heliproxy import queries, queries_pages
+from heliproxy.api.pages.window import Window
+from heliproxy.queries import Costs, Filters, Tally
+from heliproxy.times import buckets, label
+
+STEPS = 750
+"""Steps of time that a plot has at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The window's requests by several dimensions and, where plots need it, by step of time."""
+
+    unit: str
+    steps: list[datetime]
+    """When each step begins."""
+    names: list[str]
+    """The steps as the keys have them."""
+    found: dict[tuple[str, ...], dict[queries.Key, Tally]]
+    """By grouping."""
+    total: Tally
+
+    def costs(self, dim: str, sort: str | None = None) -> Costs:
+        """What `queries.costs` would say for one dimension."""
+        lines = [one.line(key) for key, one in self.found.get((dim,), {}).items()]
+        return Costs((dim,), queries.arranged(lines, (dim,), sort, True), self.total.line(()), len(lines))
+
+    def groups(self, dim: str) -> dict[Any, Tally]:
+        """By the dimension's values."""
+        return {key[0]: one for key, one in self.found.get((dim,), {}).items()}
+
+    def by_step(self) -> dict[str, Tally]:
+        return {str(key[0]): one for key, one in self.found.get((self.unit,), {}).items()}
+
+    def stacks(self, dim: str, name_of: Callable[[Any], str]) -> dict[tuple[str, str], Tally]:
+        """By step of time and by what `name_of` makes of the dimension's values; sums alone, without times."""
+        stacks: dict[tuple[str, str], Tally] = {}
+        for (step, value), one in self.found.get((self.unit, dim), {}).items():
+            stacks.setdefault((str(step), name_of(value)), Tally()).add(one.sums)
+        return stacks
+
+
+def scan(
+    conn: sqlite3.Connection,
+    window: Window,
+    filters: Filters,
+    dims: Sequence[str],
+    now: datetime,
+    zone: tzinfo,
+    stacked: str | None = None,
+) -> Cells:
+    """Read the window, by each of `dims`; `stacked` is the one that plots are stacked by, if not the first."""
+    with queries.snapshot(conn):
+        span = queries_pages.time_span(conn, filters)
+        if span is None:
+            return Cells("day", [], [], {}, Tally())
+        unit = window.unit(span[0], now)
+        # A row from a clock that runs ahead must not stretch the plot into the next century.
+        latest = now + timedelta(days=1)
+        end = min(window.until or max(now, span[1]), latest)
+        steps = [begins for begins, _ in buckets(unit, window.since or span[0], end, zone)]
+        shown = filters if span[1] <= latest else replace(filters, until=latest)
+        groupings: list[tuple[str, ...]] = [(), (unit,), (unit, stacked or dims[0])]
+        groupings += [(dim,) for dim in dict.fromkeys(dims)]
+        found = dict(zip(groupings, queries.tallies(conn, groupings, shown, zone, waits=True), strict=True))
+        whole = found[()] if shown is filters else queries.tallies(conn, [()], filters, zone, waits=True)[0]
+    names = [label(unit, step, zone) for step in steps[-STEPS:]]
+    return Cells(unit, steps[-STEPS:], names, found, whole.get((), Tally()))
