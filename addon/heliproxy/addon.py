@@ -40,7 +40,7 @@ from heliproxy.policies.defaults import default_headers
 from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
 from heliproxy.services import Services, open_services
-from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, parse_allowed_target, parse_upstreams
+from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, allowed_names, parse_allowed_target, parse_upstreams
 from heliproxy.sockets import Socket
 from heliproxy.targets import Destination
 
@@ -192,7 +192,7 @@ class Heliproxy:
         except ValueError as e:
             raise exceptions.OptionsError(f"heliproxy_default_header: {e}") from e
         operators = {name for host, u in self.settings.upstreams.items() for name in (host, f"{u.host}:{u.port}")}
-        self._allowed = frozenset(operators) | frozenset(map(parse_allowed_target, self.settings.allowed_targets))
+        self._allowed = frozenset(operators) | allowed_names(self.settings)
         if self.settings.upstream_ca is not None and "heliproxy_upstream_ca" in updated:
             from heliproxy.certs import upstream_trust
 

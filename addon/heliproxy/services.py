@@ -21,7 +21,7 @@ from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
 from heliproxy.rollup_thread import Filler
 from heliproxy.secrets import install_secret
-from heliproxy.settings import Settings
+from heliproxy.settings import Settings, allowed_names
 from heliproxy.store import Store, settle
 from heliproxy.webhooks import Webhooks, open_webhooks
 
@@ -150,7 +150,7 @@ class Services:
         if self.settings.api_port is not None:
             await self._start_api(self.settings.api_port)
         origin = "http://{}:{}".format(*(self.api.address if self.api and self.api.address else ("127.0.0.1", 8585)))
-        self.webhooks = open_webhooks(home / DATABASE_NAME, secret, origin)
+        self.webhooks = open_webhooks(home / DATABASE_NAME, secret, origin, allowed_names(self.settings))
         self.webhooks.attach(self.recorder)
         self.filler = Filler(home / DATABASE_NAME)
         self.filler.start()
@@ -208,8 +208,24 @@ def post(settings: Settings, url: str, headers: list[tuple[str, str]], body: byt
     request = urllib.request.Request(url, body, dict(headers), method="POST")  # noqa: S310 - the URL is ours
     chain = settings.chain
     behind = {"https": chain.url} if chain is not None and chain.hop("https", request.host, 443) is not None else {}
-    handlers: list[Any] = [urllib.request.ProxyHandler(behind)]
+    handlers: list[Any] = [urllib.request.ProxyHandler(behind), _NoRedirects]
     if url.startswith("https:"):
+def keep_for_good() -> None:
+    """Have Python's collector leave everything alone that exists now; it costs nothing.
+
+    Code, prices and routes live as long as the process. To look through them all takes a full collection some 60 ms,
+    in which nothing moves; and those come oftener the more is logged.
+    """
+    gc.freeze()
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The call carries a key, which is for this host and no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
         trust = upstream_trust(settings.home, settings.upstream_ca)
         handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(trust))))
     try:

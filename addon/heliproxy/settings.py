@@ -59,6 +59,11 @@ class Settings:
     """The company's proxy behind ours; read from the environment when a proxy starts."""
 
 
+def allowed_names(settings: Settings) -> frozenset[str]:
+    """What the operator allowed as targets, in the form that targets are compared with. Raises ValueError."""
+    return frozenset(map(parse_allowed_target, settings.allowed_targets))
+
+
 def parse_upstreams(values: Iterable[str]) -> dict[str, Upstream]:
     """Read `HOST=URL` pairs (`api.openai.com=http://127.0.0.1:9000`).
 

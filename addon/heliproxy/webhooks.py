@@ -13,16 +13,20 @@ import json
 import logging
 import queue
 import random
+import socket
 import sqlite3
+import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from heliproxy import __version__
 from heliproxy.api.links import BODY_PATH, signed_link
+from heliproxy.policies import ssrf
 
 if TYPE_CHECKING:
     from heliproxy.recorder import Recorder
@@ -78,12 +82,15 @@ def hook_of(value: Mapping[str, Any]) -> Hook:
     )
 
 
-def check_destination(url: str) -> None:
-    """Raises ValueError unless `url` is an http or https URL with a host."""
+def check_destination(url: str, allowed: Collection[str] = ()) -> None:
+    """Raises ValueError unless `url` is an http or https URL of a public host, or of one the operator allowed."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > 2000 or not url.isprintable():
         raise ValueError(f"{url[:100]!r} is not an http or https URL")
     _ = parts.port
+    reason = ssrf.check_url(url, allowed)
+    if reason is not None:
+        raise ValueError(f"{url[:100]!r} {reason}; `--allow-target HOST:PORT` makes an exception")
 
 
 def sign(key: str, body: bytes) -> str:
@@ -117,15 +124,22 @@ def note_of(row: Mapping[str, Any], request: Any, response: Any, url: str | None
     return note
 
 
-def post(hook: Hook, body: bytes, request_id: str) -> int:
+def post(hook: Hook, body: bytes, request_id: str, allowed: Collection[str] = ()) -> int:
     """One attempt; returns the status. Redirects are not followed and proxies not used.
 
-    Raises OSError or http.client.HTTPException.
+    Raises OSError, http.client.HTTPException, or ValueError when the destination is not one to be called.
     """
+    check_destination(hook.destination, allowed)
     parts = urlsplit(hook.destination)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT)
+    host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
+    if parts.scheme == "https":
+        connection.default_port = 443  # so that Host leaves it out
+    sock: socket.socket = socket.create_connection((_address(host, port, allowed), port), TIMEOUT)
     try:
+        if parts.scheme == "https":
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        connection.sock = sock
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         headers = {
             "content-type": "application/json",
@@ -139,6 +153,18 @@ def post(hook: Hook, body: bytes, request_id: str) -> int:
         return response.status
     finally:
         connection.close()
+        sock.close()
+
+
+def _address(host: str, port: int, allowed: Collection[str]) -> str:
+    """The address to dial: a name is looked up once, and it is what was found that is checked. Raises OSError."""
+    if host in allowed or f"{host}:{port}" in allowed:
+        return host
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    private = next((address for address in found if not ssrf.is_public(address)), None)
+    if private is not None:
+        raise OSError(f"{host} resolves to {private}, which is not a public address")
+    return found[0]
 
 
 @dataclass(slots=True)
@@ -261,9 +287,13 @@ class Webhooks:
         logger.warning("webhook %s did not take request %s: %s", hook.id, request_id, problem)
 
 
-def open_webhooks(path: Path, secret: bytes, origin: str) -> Webhooks:
-    """Webhooks over the database at `path`; `origin` is where links to bodies begin (`http://127.0.0.1:8585`)."""
-    return Webhooks(path, lambda request_id: signed_link(origin, secret, BODY_PATH, request_id))
+def open_webhooks(path: Path, secret: bytes, origin: str, allowed: Collection[str] = ()) -> Webhooks:
+    """Webhooks over the database at `path`; `origin` is where links to bodies begin (`http://127.0.0.1:8585`).
+
+    `allowed`: hosts (`host`, `host:port`) that may be told although they are no public address.
+    """
+    url_for = partial(signed_link, origin, secret, BODY_PATH)
+    return Webhooks(path, url_for, send=partial(post, allowed=allowed))
 
 
 def read_hooks(conn: sqlite3.Connection) -> list[Hook]:

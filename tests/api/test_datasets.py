@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -15,7 +18,7 @@ from api_rig import Receiver, Rig, log_body
 from heliproxy.bodies import Body
 from heliproxy.serve import ProxyThread
 from heliproxy.settings import Settings
-from heliproxy.webhooks import Hook, Webhooks, check_destination, hook_of
+from heliproxy.webhooks import Hook, Webhooks, check_destination, hook_of, post
 
 
 def test_datasets_from_beginning_to_end(rig: Rig) -> None:
@@ -56,7 +59,10 @@ def test_models_come_from_our_price_data(rig: Rig) -> None:
 
 def test_webhooks_are_signed_and_delivered_after_the_row(rig: Rig) -> None:
     receiver = Receiver([])
-    hooks = Webhooks(rig.home / "heliproxy.db", lambda request_id: f"http://127.0.0.1:8585/x/{request_id}")
+    allowed = (f"127.0.0.1:{urlsplit(receiver.url).port}",)
+    rig.addon.settings = dataclasses.replace(rig.addon.settings, allowed_targets=allowed)
+    url_for = "http://127.0.0.1:8585/x/{}".format
+    hooks = Webhooks(rig.home / "heliproxy.db", url_for, send=partial(post, allowed=allowed))
     try:
         config = {"sampleRate": 100, "propertyFilters": [{"key": "Env", "value": "prod"}]}
         hook_id = rig.post("/v1/webhooks", {"destination": receiver.url, "config": config})["id"]
@@ -97,7 +103,7 @@ def test_deliveries_are_retried_while_that_may_help(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, answers: list[Any], attempts: int, delivered: int
 ) -> None:
     monkeypatch.setattr("heliproxy.webhooks.RETRY_DELAYS", (0.001, 0.001, 0.001))
-    rig.post("/v1/webhooks", {"destination": "http://127.0.0.1:9/", "config": {}})
+    rig.post("/v1/webhooks", {"destination": "https://hooks.example.com/", "config": {}})
     rig.add("r")
     rig.recorder.flush()
     sent: list[bytes] = []
@@ -134,7 +140,7 @@ def test_a_running_proxy_tells_its_webhooks(tmp_path: Path) -> None:
     receiver = Receiver([])
     try:
         with (
-            ProxyThread(Settings(home=tmp_path / "home", port=0, api_port=0)) as proxy,
+            ProxyThread(Settings(home=tmp_path / "home", port=0, api_port=0, allowed_targets=("127.0.0.1",))) as proxy,
             httpx.Client(base_url=f"http://127.0.0.1:{proxy.api_port}", trust_env=False, timeout=20) as client,
         ):
             client.post("/v1/webhooks", json={"destination": receiver.url, "config": {}}).raise_for_status()

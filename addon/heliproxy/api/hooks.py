@@ -13,6 +13,7 @@ from anyio import to_thread
 from heliproxy.api.endpoint import FLAG, NULL, TEXT, Call, Endpoint, a_list, an_object
 from heliproxy.api.errors import bad, not_found
 from heliproxy.api.objects import DELETE, get_object, list_objects, put_object
+from heliproxy.settings import allowed_names
 from heliproxy.webhooks import KIND, check_destination, hook_of, post
 
 MAX_HOOKS = 50
@@ -22,7 +23,7 @@ async def create(call: Call) -> Any:
     fields = await call.fields()
     destination = fields.required_text("destination", limit=2000)
     try:
-        check_destination(destination)
+        check_destination(destination, allowed_names(call.api.addon.settings))
     except ValueError as e:
         raise bad(f"'destination': {e}") from e
     config = fields.object("config").values
@@ -83,8 +84,8 @@ async def test(call: Call) -> Any:
     }
     body = json.dumps(note).encode()
     try:
-        status = await to_thread.run_sync(post, hook, body, request_id)
-    except (OSError, http.client.HTTPException) as e:
+        status = await to_thread.run_sync(post, hook, body, request_id, allowed_names(call.api.addon.settings))
+    except (OSError, http.client.HTTPException, ValueError) as e:
         return {"success": False, "message": f"{type(e).__name__}: {e}"}
     return {"success": 200 <= status < 300, "message": f"the destination answered {status}"}
 
