@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import exceptions, hooks
@@ -60,10 +62,14 @@ class DirectDispatch(AddonManager):
             self._known[event.name] = found
         return found
 
-    def begin(self, event: hooks.Hook, flow: Flow) -> bool:
-        """Call a flow hook's handlers now, until one is to be waited for. False: `handle_lifecycle` does the rest."""
-        rest = self._run(event, (flow,))
-        if rest is None and not self._handlers(_UPDATE) and not flow.intercepted:
+    def begin(self, event: hooks.Hook) -> bool:
+        """Call a hook's handlers now, until one is to be waited for. False: `handle_lifecycle` does the rest."""
+        if _REST in vars(event):
+            return False  # another layer has begun it
+        arguments = _arguments(event)
+        rest = self._run(event, arguments)
+        message = arguments[0]
+        if rest is None and not (isinstance(message, Flow) and (message.intercepted or self._handlers(_UPDATE))):
             return True
         vars(event)[_REST] = rest
         return False
@@ -93,12 +99,12 @@ class DirectDispatch(AddonManager):
                 await rest
         else:
             await self.trigger_event(event)
-        message = event.args()[0]
+        message = _arguments(event)[0]
         if isinstance(message, Flow):
             await self.trigger_event(hooks.UpdateHook([message]))
 
     async def trigger_event(self, event: hooks.Hook) -> None:
-        rest = self._run(event, tuple(event.args()))
+        rest = self._run(event, _arguments(event))
         if rest is not None:
             await rest
 
@@ -130,6 +136,16 @@ class DirectDispatch(AddonManager):
                 result = handler(*event.args())
                 if result is not None and inspect.isawaitable(result):
                     await result
+
+
+@cache
+def _fields(kind: type[hooks.Hook]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
+
+
+def _arguments(event: hooks.Hook) -> tuple[Any, ...]:
+    """What `Hook.args` gives, without looking its names up each time."""
+    return tuple(getattr(event, name) for name in _fields(type(event)))  # type: ignore[arg-type]
 
 
 async def _called(handler: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -17,22 +17,24 @@ What a shortcut does not know (HTTP/2, upgrades, handshakes, injected messages) 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from logging import WARNING
 
 from mitmproxy import ctx
 from mitmproxy.connection import Connection, ConnectionState
-from mitmproxy.flow import Flow
 from mitmproxy.http import Headers, MessageData
+from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layer import CommandGenerator, Layer
+from mitmproxy.proxy.layer import CommandGenerator, Layer, NextLayer
 from mitmproxy.proxy.layers.http import (
     DropStream,
     GetHttpConnection,
     HttpClient,
     HttpLayer,
+    HTTPMode,
     HttpStream,
     RegisterHttpConnection,
     SendHttp,
@@ -41,12 +43,16 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 from mitmproxy.proxy.layers.modes import HttpProxy
-from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer, TLSLayer
+from mitmproxy.proxy.layers.tls import HTTP_ALPNS, ClientTLSLayer, ServerTLSLayer, TLSLayer
 from mitmproxy.proxy.tunnel import TunnelState
 from OpenSSL import SSL
 
 from heliproxy.dispatch import DirectDispatch
 
+ROOT = "heliproxy_root"
+"""Under this name a connection's first layer keeps its `Root`."""
+_REQUEST = re.compile(rb"[A-Z]{3,} [^\r\n]")
+"""How an HTTP/1 request begins, of those methods that are used."""
 RECORDS = 65535
 """Bytes of plain text that are asked of TLS at once."""
 
@@ -102,12 +108,61 @@ class InlineStream(HttpStream):
 def _settle(hook: commands.StartHook) -> bool:
     """Call the handlers of a hook. False: some of them wait, or the flow is held, so the hook must be given out."""
     flow = getattr(hook, "flow", None)
-    if not isinstance(flow, Flow) or flow.is_replay is not None:
+    if flow is not None and flow.is_replay is not None:
         return False  # a replay is told of its end by the hook itself
     manager = ctx.master.addons
-    if type(manager) is not DirectDispatch:
-        return False
-    return manager.begin(hook, flow) and not flow.intercepted
+    return type(manager) is DirectDispatch and manager.begin(hook)
+
+
+class Root:
+    """Stands before the first layer of a client connection and answers the hooks of all layers on the spot.
+
+    It also is where the way in gets shorter: `way` leads to the first layer, later to an `Express`.
+    """
+
+    def __init__(self, first: HttpProxy) -> None:
+        self.way: Callable[[events.Event], CommandGenerator[None]] = first.handle_event
+
+    def handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        waiting = [event]
+        for one in waiting:
+            for command in self.way(one):
+                if isinstance(command, commands.StartHook) and _settle(command):
+                    if command.blocking:
+                        waiting.append(events.HookCompleted(command))
+                else:
+                    yield command
+
+
+def adopt(nextlayer: NextLayer) -> None:
+    """Put a `Root` before a connection's first layer, once that is one whose events we know."""
+    first = nextlayer.context.layers[0] if nextlayer.context.layers else None
+    if type(first) is HttpProxy and ROOT not in vars(first):
+        root = Root(first)
+        setattr(first, ROOT, root)
+        first.handle_event = root.handle_event  # type: ignore[method-assign]
+
+
+def choose(nextlayer: NextLayer, allowed: Callable[[str], object]) -> None:
+    """Choose the layers of an intercepted tunnel to a host that `allowed` (host:port) knows, as mitmproxy would.
+
+    mitmproxy also looks up the names in the TLS and HTTP that the tunnel carries. That can only add to what is allowed,
+    and has it read the greeting of TLS twice. Everything but the common case is left to it.
+    """
+    context = nextlayer.context
+    stack, address = context.layers, context.server.address
+    if nextlayer.layer is not None or len(stack) not in (3, 5) or address is None:
+        return
+    if not all(map(isinstance, stack, _TUNNEL)) or not allowed(f"{address[0]}:{address[1]}"):
+        return
+    data = nextlayer.data_client()
+    if len(stack) == 3:
+        if starts_like_tls_record(data):
+            server = ServerTLSLayer(context)
+            server.child_layer = ClientTLSLayer(context)
+            nextlayer.layer = server
+    elif context.client.alpn in HTTP_ALPNS or (not context.client.alpn and _REQUEST.match(data)):
+        nextlayer.layer = HttpLayer(context, HTTPMode.transparent)
 
 
 class _Wire:
@@ -362,6 +417,9 @@ def _take_express(http: FlatLayer) -> None:
     """Open the short way for a connection whose layers are the ones we know."""
     layers = http.context.layers
     around = layers[: layers.index(http)]
+    root: Root | None = vars(around[0]).get(ROOT) if around else None
+    if root is None:
+        return
     if len(around) not in (1, len(_TUNNEL)) or not all(map(isinstance, around, _TUNNEL)):
         return
     if http.context.server.timestamp_start is not None:
@@ -371,4 +429,4 @@ def _take_express(http: FlatLayer) -> None:
         assert isinstance(tls, ClientTLSLayer)
         if tls.tunnel_state is not TunnelState.OPEN or tls.conn is not tls.tunnel_connection:
             return
-    around[0].handle_event = Express(http, tls, around).handle_event  # type: ignore[method-assign]
+    root.way = Express(http, tls, around).handle_event
