@@ -62,6 +62,10 @@ PUT_UNDER_WAY = (
 )
 FORGET_UNDER_WAY = "DELETE FROM under_way WHERE request_id = ?"
 
+SLICE = 8
+"""Rows written in one go; then comes a pause, in which the event loop can take over Python's lock."""
+PAUSE_SECONDS = 0.00005
+
 FEEDBACK_SCORE = "helicone-score-feedback"
 
 # Errors that lie in one value of one row: the rest of the batch is written without it.
@@ -347,7 +351,10 @@ class Writer:
             return 0
         conn.execute("SAVEPOINT batch")
         try:
-            conn.executemany(sql, rows)
+            for start in range(0, len(rows), SLICE):
+                if start:
+                    time.sleep(PAUSE_SECONDS)
+                conn.executemany(sql, rows[start : start + SLICE])
             lost = 0
         except POISON:
             conn.execute("ROLLBACK TO batch")
