@@ -68,11 +68,29 @@ class ApiServer:
 
     def __init__(self, app: LazyApp, host: str, port: int) -> None:
         self._app, self._host, self._port = app, host, port
+        self._listener: socket.socket
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.address: tuple[str, int] | None = None
 
     async def start(self) -> None:
+        """Open the port. What serves it is imported at the first connection: a proxy may never be asked here."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        self._listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((self._host, self._port))
+            self._listener.listen()
+        except OSError:
+            self._listener.close()
+            raise
+        self.address = self._listener.getsockname()[:2]
+        try:
+            asyncio.get_running_loop().add_reader(self._listener, self._serve)
+        except NotImplementedError:  # Windows
+            self._serve()
+
+    def _serve(self) -> None:
         import uvicorn
 
         from heliproxy.api.wire import protocol_for
@@ -82,18 +100,13 @@ class ApiServer:
             def capture_signals(self) -> Generator[None]:
                 yield  # signals are the proxy's business
 
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self._host, self._port))
-        except OSError:
-            listener.close()
-            raise
-        self.address = listener.getsockname()[:2]
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError):
+            loop.remove_reader(self._listener)
         config = uvicorn.Config(
             self._app,
             http=protocol_for(self._app.made),
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -101,9 +114,7 @@ class ApiServer:
             server_header=False,
         )
         self._server = Server(config)
-        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
-        while not self._server.started and not self._task.done():
-            await asyncio.sleep(0.005)
+        self._task = loop.create_task(self._server.serve(sockets=[self._listener]))
 
     @property
     def stopping(self) -> bool:
@@ -115,6 +126,9 @@ class ApiServer:
             self._server.should_exit = True
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self._task, 3)
+        elif self.address is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
 
 
 class Services:
