@@ -219,6 +219,13 @@ def keep_for_good() -> None:
     gc.freeze()
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The call carries a key, which is for this host and no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def post(settings: Settings, url: str, headers: list[tuple[str, str]], body: bytes) -> tuple[int, bytes]:
     """Make one side call (moderation), with the operator's redirection of the host honoured; blocks.
 
@@ -236,22 +243,6 @@ def post(settings: Settings, url: str, headers: list[tuple[str, str]], body: byt
     behind = {"https": chain.url} if chain is not None and chain.hop("https", request.host, 443) is not None else {}
     handlers: list[Any] = [urllib.request.ProxyHandler(behind), _NoRedirects]
     if url.startswith("https:"):
-def keep_for_good() -> None:
-    """Have Python's collector leave everything alone that exists now; it costs nothing.
-
-    Code, prices and routes live as long as the process. To look through them all takes a full collection some 60 ms,
-    in which nothing moves; and those come oftener the more is logged.
-    """
-    gc.freeze()
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The call carries a key, which is for this host and no other."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
         trust = upstream_trust(settings.home, settings.upstream_ca)
         handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(trust))))
     try:
