@@ -346,6 +346,31 @@ def test_stream_usage_is_not_asked_for_unless_it_should(
     assert "stream_options" not in rig.last.json
 
 
+@pytest.mark.parametrize("options", [{"include_usage": False}, {"other": 1}, {}, None])
+def test_other_stream_options_are_kept(rig: Rig, options: dict[str, Any] | None) -> None:
+    rig.script = [sse_answer(chat_chunks(["Hi"], usage={"prompt_tokens": 7, "completion_tokens": 3}))]
+    response = rig.ask({"Helicone-Stream-Usage": "true"}, stream=True, stream_options=options)
+    assert rig.last.json["stream_options"] == (options or {}) | {"include_usage": True}
+    assert response.content == b"".join(chat_chunks(["Hi"]))
+
+
+@pytest.mark.parametrize(
+    "path", ["/oai/v1/responses", "/oai/v1/completions", "/oai/v1/embeddings", "/anthropic/v1/messages"]
+)
+def test_usage_is_asked_for_in_chats_alone(rig: Rig, path: str) -> None:
+    rig.ask({"Helicone-Stream-Usage": "true"}, path=path, stream=True)
+    assert "stream_options" not in rig.last.json
+
+
+def test_usage_is_asked_for_at_the_providers_own_host_too(rig: Rig) -> None:
+    rig.script = [sse_answer(chat_chunks(["Hi"], usage={"prompt_tokens": 7, "completion_tokens": 3}))]
+    response = rig.run.client().post(
+        "https://api.openai.com/v1/chat/completions", json=chat(stream=True), headers={"Helicone-Stream-Usage": "true"}
+    )
+    assert response.content == b"".join(chat_chunks(["Hi"]))
+    assert rig.row(response)["input_tokens"] == 7
+
+
 def test_forced_format_joins_short_chunks_and_loses_none(rig: Rig) -> None:
     pieces = [b"data: {}\n\n", b"data: 1\n\n", b"data: " + b"x" * 60 + b"\n\n", b"data: 2\n\n", b"data: [DONE]\n\n"]
     rig.script = [sse_answer(pieces)]

@@ -411,3 +411,35 @@ def test_stream_usage_for_every_call(tmp_path: Path) -> None:
         assert rig.last.json["stream_options"] == {"include_usage": True}
         rig.ask()
         assert "stream_options" not in rig.last.json
+
+
+def test_policies_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RATELIMIT_POLICY": "3;w=600",
+        "RETRY_ENABLED": "true",
+        "RETRY_NUM": "1",
+        "RETRY_MIN_TIMEOUT": "1",
+        "RETRY_MAX_TIMEOUT": "2",
+        "SESSION_ID": "env-session",
+        "SESSION_NAME": "env-name",
+        "SESSION_PATH": "/env",
+        "OMIT_REQUEST": "true",
+        "STREAM_USAGE": "true",
+        "PROPERTY_APP_NAME": "env-app",
+    }.items():
+        monkeypatch.setenv(f"HELICONE_{name}", value)
+    with rigged(tmp_path / "home") as rig:
+        rig.script = [error(500), error(500), error(500)]
+        failed = rig.ask(text="secret words")
+        assert (failed.status_code, rig.calls, failed.headers["helicone-ratelimit-remaining"]) == (500, 2, "2")
+        row = rig.row(failed)
+        assert (row["session_id"], row["session_name"], row["session_path"]) == ("env-session", "env-name", "/env")
+        assert "secret words" not in str(row["preview"])
+        assert rig.properties(failed)["app_name"] == "env-app"
+        rig.script = []
+        rig.ask(stream=True)
+        assert rig.last.json["stream_options"] == {"include_usage": True}
+        # The request's own headers win, one by one.
+        own = rig.ask({"Helicone-RateLimit-Policy": "9;w=60;s=user", "Helicone-User-Id": "u"})
+        assert own.headers["helicone-ratelimit-policy"] == "9;w=60;s=user"
+        assert [rig.ask().status_code for _ in range(2)] == [200, 429]
