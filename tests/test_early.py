@@ -86,6 +86,14 @@ def test_program_whose_proxy_fails_to_start_is_ended(settings, program, monkeypa
         proxy.__exit__(None, None, None)
 
 
+def test_program_whose_proxy_cannot_even_be_imported_is_ended(settings, program, monkeypatch):
+    monkeypatch.setitem(sys.modules, "heliproxy.serve", None)
+    child = program(WAITS)
+    with pytest.raises(StartError, match=r"heliproxy\.serve"), EarlyProxy(settings) as proxy:
+        proxy.start(child.pid)
+        assert child.wait(30) == -signal.SIGTERM
+
+
 def test_port_taken_is_told_before_the_start(settings):
     with (
         listen("127.0.0.1", 0) as taken,

@@ -146,8 +146,12 @@ class EarlyProxy:
             proxy.__enter__()
             self._proxy = proxy
         except Exception as e:
-            self._error = e if isinstance(e, StartError) else StartError(f"{type(e).__name__}: {e}")
-            self._listener.close()
+            with self._lock:
+                if self._dropped:
+                    return
+                self._importing = False
+                self._error = e if isinstance(e, StartError) else StartError(f"{type(e).__name__}: {e}")
+                self._listener.close()
             self._end(child)
 
     def _end(self, child: int) -> None:
