@@ -39,6 +39,7 @@ from heliproxy.policies.answers import Answer, exception_answer, text_answer
 from heliproxy.policies.defaults import default_headers
 from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
+from heliproxy.retention import Retention, parse_retention
 from heliproxy.services import Services, open_services
 from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, allowed_names, parse_allowed_target, parse_upstreams
 from heliproxy.sockets import Socket
@@ -114,6 +115,14 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         str,
         "1800",
         "Seconds an upstream may be silent, while connecting, before its answer and within it. 0: for ever.",
+    ),
+    ("heliproxy_keep_days", str, "", "Remove requests that are older than this many days. Default: keep all."),
+    ("heliproxy_keep_bodies_days", str, "", "Remove bodies that are older than this many days; rows stay."),
+    (
+        "heliproxy_max_db_size",
+        str,
+        "",
+        "Such as 2GB: above it the oldest bodies are removed, then the oldest requests.",
     ),
     ("heliproxy_run_id", str, "", "Tag every row with this run."),
     (
@@ -242,6 +251,7 @@ class Heliproxy:
             allowed_targets=tuple(options.heliproxy_allow_target),
             stream_usage=options.heliproxy_stream_usage,
             upstream_timeout=_seconds(options.heliproxy_upstream_timeout),
+            retention=_retention(options),
             run_id=options.heliproxy_run_id or None,
             token=options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or None,
             chain=_chain(options.listen_port or 8080),
@@ -919,6 +929,14 @@ def _seconds(text: str) -> float:
     if not 0 <= found <= FOREVER:
         raise exceptions.OptionsError(f"heliproxy_upstream_timeout: {text!r} is not a number of seconds, 0 or more")
     return found
+
+
+def _retention(options: Any) -> Retention:
+    names = ("heliproxy_keep_days", "heliproxy_keep_bodies_days", "heliproxy_max_db_size")
+    try:
+        return parse_retention(*(getattr(options, name) for name in names))
+    except ValueError as e:
+        raise exceptions.OptionsError(f"heliproxy: {e}") from e
 
 
 def _chain(own_port: int) -> Chain | None:

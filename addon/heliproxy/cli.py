@@ -45,6 +45,11 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "prices": Entry("prices_cli:prices", "Show prices and override them."),
         "recost": Entry("prices_cli:recost", "Price logged requests again."),
     },
+    "Housekeeping": {
+        "prune": Entry("housekeeping_cli:prune_command", "Remove old requests, or only their bodies."),
+        "backup": Entry("housekeeping_cli:backup_command", "Copy the database, also while it is in use."),
+        "vacuum": Entry("housekeeping_cli:vacuum_command", "Give unused space back to the disk."),
+    },
     "Set-up": {
         "doctor": Entry("doctor:doctor_command", "Find what keeps calls from being logged, and say the cure."),
         "service": Entry("service:service_command", "Print the systemd or launchd file that starts serve at login."),

@@ -117,6 +117,14 @@ def _proxy_options(port: int, api_port: int | None, shared: bool) -> tuple[Calla
             metavar="SECONDS",
             help="How long an upstream may be silent: while connecting, before its answer and within it. 0: for ever.",
         ),
+        click.option("--keep-days", default="", metavar="DAYS", help="Remove requests that are older. Off by default."),
+        click.option("--keep-bodies-days", default="", metavar="DAYS", help="Remove bodies that are older; keep rows."),
+        click.option(
+            "--max-db-size",
+            default="",
+            metavar="SIZE",
+            help="Such as 2GB: above it the oldest bodies are removed, then the oldest requests.",
+        ),
     )
 
 
@@ -186,4 +194,14 @@ def _settings(values: dict[str, Any], shared: bool) -> Any:
         allowed_targets=allowed,
         stream_usage=values.pop("stream_usage"),
         upstream_timeout=values.pop("upstream_timeout"),
+        retention=_retention(values),
     )
+
+
+def _retention(values: dict[str, Any]) -> Any:
+    from heliproxy.retention import parse_retention
+
+    try:
+        return parse_retention(*(values.pop(name) for name in ("keep_days", "keep_bodies_days", "max_db_size")))
+    except ValueError as e:
+        raise click.UsageError(f"--{e}") from e

@@ -191,9 +191,16 @@ def heliproxy_options(settings: Settings) -> dict[str, Any]:
         "heliproxy_allow_target": list(settings.allowed_targets),
         "heliproxy_stream_usage": settings.stream_usage,
         "heliproxy_upstream_timeout": f"{settings.upstream_timeout:g}",
+        "heliproxy_keep_days": _days(settings.retention.keep_days),
+        "heliproxy_keep_bodies_days": _days(settings.retention.keep_bodies_days),
+        "heliproxy_max_db_size": "" if settings.retention.max_bytes is None else str(settings.retention.max_bytes),
         "heliproxy_run_id": settings.run_id or "",
         "heliproxy_token": settings.token or "",
     }
+
+
+def _days(days: float | None) -> str:
+    return "" if days is None else f"{days:g}"
 
 
 def quiet_logging(level: int = logging.WARNING) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from heliproxy.addon import Heliproxy
+    from heliproxy.housekeeping import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class Services:
         self.gates: Gates
         self.app: Any = None
         self.webhooks: Webhooks
+        self.keeper: Keeper | None = None
         self.faults = Faults()
 
     def facts(self) -> dict[str, Any]:
@@ -170,6 +172,11 @@ class Services:
         self.webhooks.attach(self.recorder)
         self.filler = Filler(home / DATABASE_NAME)
         self.filler.start()
+        if self.settings.retention:
+            from heliproxy.housekeeping import Keeper
+
+            self.keeper = Keeper(home / DATABASE_NAME, self.settings.retention)
+            self.keeper.start()
 
     async def _start_api(self, port: int) -> None:
         self.api = ApiServer(self.app, "127.0.0.1", port)
@@ -184,6 +191,8 @@ class Services:
         if self.api is not None:
             await self.api.stop()
         loop = asyncio.get_running_loop()
+        if self.keeper is not None:
+            await loop.run_in_executor(None, self.keeper.stop)
         await loop.run_in_executor(None, self.recorder.close)
         await loop.run_in_executor(None, self.webhooks.close)
         await loop.run_in_executor(None, self.filler.close)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from heliproxy.chain import Chain
 from heliproxy.home import default_home
+from heliproxy.retention import Retention
 
 _NAME = re.compile(r"(?!-)[\w-]+(?:\.[\w-]+)*\.?")
 DEFAULT_UPSTREAM_TIMEOUT = 1800.0
@@ -53,6 +54,7 @@ class Settings:
     stream_usage: bool = False
     upstream_timeout: float = DEFAULT_UPSTREAM_TIMEOUT
     """Seconds an upstream may be silent; 0: for ever."""
+    retention: Retention = field(default_factory=Retention)
     run_id: str | None = None
     token: str | None = None
     chain: Chain | None = None

@@ -162,7 +162,11 @@ def open_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:
     make_private_file(path)
     conn = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout, check_same_thread=False)
     try:
-        migrations.check_not_newer(migrations.applied_steps(conn))
+        applied = migrations.applied_steps(conn)
+        migrations.check_not_newer(applied)
+        if not applied:
+            # Only a file without tables can be made so that space is given back in small steps.
+            conn.execute("PRAGMA auto_vacuum = INCREMENTAL")
         conn.execute("PRAGMA journal_mode = WAL")
         # Safe against a killed process; a power cut may cost the last commits but not the file.
         conn.execute("PRAGMA synchronous = NORMAL")
