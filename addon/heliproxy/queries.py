@@ -6,6 +6,7 @@ Functions of an open connection (see `store.open_reader`); nothing here writes.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -348,11 +349,13 @@ def tallies(
     zone: tzinfo,
     *,
     waits: bool = False,
+    untimed: Sequence[tuple[str, ...]] = (),
 ) -> list[dict[Key, Tally]]:
     """The same requests by several groupings, each a tuple of checked group names. With one look at each request.
 
     Of many requests, all that lies in whole past hours comes from sums (`rollups`) where these tell the groups apart.
     With `waits`, groupings by time alone also have times to the first token, of a sample when many requests are read.
+    Groupings among `untimed` have no times at all, not even latencies.
     """
     with snapshot(conn):
         window = time_window(conn, filters)
@@ -364,7 +367,7 @@ def tallies(
         if units:
             steps = buckets(base_unit(units), window[0], window[1] - timedelta(milliseconds=1), zone)
             ranges = [(max(begins, window[0]), min(ends, window[1])) for begins, ends in steps]
-        sheets = [Sheet(by, ranges, zone, waits=waits) for by in groupings]
+        sheets = [Sheet(by, ranges, zone, waits=waits, times=by not in untimed) for by in groupings]
         if is_long(conn, window) and rollups.available(conn):
             for sheet in sheets:
                 sheet.add_past(conn, filters)
@@ -395,28 +398,36 @@ class Sheet:
     """One grouping being summed up over ranges of time."""
 
     def __init__(
-        self, by: tuple[str, ...], ranges: list[tuple[datetime, datetime]], zone: tzinfo, *, waits: bool
+        self, by: tuple[str, ...], ranges: list[tuple[datetime, datetime]], zone: tzinfo, *, waits: bool, times: bool
     ) -> None:
         self.by = by
         self.plain = tuple(group for group in by if group not in UNITS)
         self.waits = waits and not self.plain
+        self.times = times
         self.tallies: dict[Key, Tally] = {}
-        self._ranges = ranges
+        self.raw = tuple(ranges)
+        """All times whose requests have to be read, none across the end of a calendar period."""
+        # Without a group of time, all periods are one, and larger blocks of sums fit into it.
+        self._ranges = ranges if len(self.plain) < len(by) else [(ranges[0][0], ranges[-1][1])]
+        self._begins = [begins for begins, _ in self._ranges]
+        self._ends = [ends for _, ends in ranges]
         self._zone = zone
         self._labels: dict[int, list[str | None]] = {}
-        self.raw = tuple((place, *one) for place, one in enumerate(ranges))
-        """(which range, begin, end) of all times whose requests have to be read."""
 
     def at(self, place: int, group: Sequence[Any]) -> Tally:
-        """Where the sums of a group in one of the ranges go."""
+        """Where the sums of a group in one of the periods go."""
         labels = self._labels.get(place)
         if labels is None:
-            begins = self._ranges[place][0]
+            begins = self._begins[place]
             labels = [label(group, begins, self._zone) if group in UNITS else None for group in self.by]
             self._labels[place] = labels
         values = iter(group)
         key = tuple(next(values) if text is None else text for text in labels)
         return self.tallies.setdefault(key, Tally())
+
+    def place(self, at: datetime) -> int:
+        """Which of the periods a time lies in."""
+        return bisect_right(self._begins, at) - 1
 
     def add_past(self, conn: sqlite3.Connection, filters: Filters) -> None:
         """Add the sums there are, and leave the rest of the time in `raw`."""
@@ -424,12 +435,21 @@ class Sheet:
         if kind is None:
             return
         parts = rollups.plan(conn, kind, self._ranges)
-        self.raw = tuple((place, *one) for place, part in enumerate(parts) for one in part.raw)
+        self.raw = tuple(split(rollups.joined(one for part in parts for one in part.raw), self._ends))
         columns = [rollups.COLUMNS_OF_GROUPS.get(group, rollups.PROPERTY) for group in self.plain]
         where, values = replace(filters, since=None, until=None).condition()
-        for found in rollups.read(conn, kind, columns, parts, where, values, waits=self.waits):
+        for found in rollups.read(conn, kind, columns, parts, where, values, latencies=self.times, waits=self.waits):
             one = self.at(found.place, found.group)
             one.add_past(found.sums, unpack(found.latencies), unpack(found.waits))
+
+    def add(self, at: datetime, group: Key, sums: Sequence[Any], latencies: list[float], waits: list[float]) -> None:
+        """Add a group of requests made from `at` on, in one period."""
+        one = self.at(self.place(at), group)
+        one.add(sums)
+        if self.times:
+            one.latencies += latencies
+        if self.waits:
+            one.waits += waits
 
 
 def add_requests(conn: sqlite3.Connection, sheets: Sequence[Sheet], filters: Filters) -> None:
@@ -444,17 +464,13 @@ def add_requests(conn: sqlite3.Connection, sheets: Sequence[Sheet], filters: Fil
     steps = (max(1, count // LATENCY_SAMPLE), max(1, count // WAIT_SAMPLE))
     waits = any(sheet.waits for sheet in sheets)
     places = [[plain.index(group) for group in sheet.plain] for sheet in sheets]
-    for (place, begins, ends), number in raw:
+    for (begins, ends), number in raw:
         for window in pieces(begins, ends, number) if plain else [(begins, ends)]:
             for group, sums, latencies, first_tokens in grouped_requests(
                 conn, selected, selected_values, window, where, values, waits=waits, steps=steps
             ):
                 for sheet, columns in zip(sheets, places, strict=True):
-                    one = sheet.at(place, [group[i] for i in columns])
-                    one.add(sums)
-                    one.latencies += latencies
-                    if sheet.waits:
-                        one.waits += first_tokens
+                    sheet.add(begins, tuple(group[i] for i in columns), sums, latencies, first_tokens)
 
 
 def grouped_requests(
@@ -490,12 +506,21 @@ def times_in(text: str | None) -> list[float]:
     return [float(one) for one in text.split(",")] if text else []
 
 
+def split(ranges: Iterable[tuple[datetime, datetime]], ends: Sequence[datetime]) -> Iterator[tuple[datetime, datetime]]:
+    """The ranges, cut at each of the ordered `ends`."""
+    for first, last in ranges:
+        while (place := bisect_right(ends, first)) < len(ends) and ends[place] < last:
+            yield first, ends[place]
+            first = ends[place]
+        yield first, last
+
+
 def shares(
-    conn: sqlite3.Connection, raw: Sequence[tuple[int, datetime, datetime]], where: str, values: Sequence[Any]
-) -> list[tuple[tuple[int, datetime, datetime], int]]:
+    conn: sqlite3.Connection, raw: Sequence[tuple[datetime, datetime]], where: str, values: Sequence[Any]
+) -> list[tuple[tuple[datetime, datetime], int]]:
     """The ranges with the numbers of matching requests in them; without those that have none."""
     sql = f"SELECT count(*) FROM requests r WHERE {where} AND r.created_at >= ? AND r.created_at < ?"
-    counted = ((one, conn.execute(sql, [*values, *map(stored_time, one[1:])]).fetchone()[0]) for one in raw)
+    counted = ((one, conn.execute(sql, [*values, *map(stored_time, one)]).fetchone()[0]) for one in raw)
     return [(one, number) for one, number in counted if number]
 
 

@@ -234,35 +234,38 @@ def read(
     where: str = "1",
     values: Sequence[Any] = (),
     *,
+    latencies: bool = True,
     waits: bool = False,
 ) -> Iterator[Sums]:
     """The sums of all parts, by `columns` of the kind; `where` is a condition on `requests r` about its columns."""
     blocks = [(place, *block) for place, part in enumerate(parts) for block in part.blocks]
     if not blocks:
         return
+    times = [
+        "group_concat(hex(r.latencies))" if latencies else "NULL",
+        "group_concat(hex(r.waits))" if waits else "NULL",
+    ]
     if kind.startswith("property:"):
         with_it, without = split_by_property(conn, kind, blocks)
-        yield from read_blocks(conn, "total", ["NULL"], without, where, values, waits=waits)
+        yield from read_blocks(conn, "total", ["NULL"], times, without, where, values)
         blocks = with_it
-    yield from read_blocks(conn, kind, [f"r.{column}" for column in columns], blocks, where, values, waits=waits)
+    yield from read_blocks(conn, kind, [f"r.{column}" for column in columns], times, blocks, where, values)
 
 
 def read_blocks(
     conn: sqlite3.Connection,
     kind: str,
     columns: Sequence[str],
+    times: Sequence[str],
     blocks: Sequence[tuple[int, int, int, int]],
     where: str,
     values: Sequence[Any],
-    *,
-    waits: bool,
 ) -> Iterator[Sums]:
     selected = "".join(f", {column}" for column in columns)
     numbers = ", ".join(str(i + 1) for i in range(len(columns) + 1))
     sums = ", ".join(f"sum(r.{name})" for name in SUMS)
     sql = f"""
-        SELECT b.value ->> '$[0]' {selected}, {sums}, group_concat(hex(r.latencies)),
-            {"group_concat(hex(r.waits))" if waits else "NULL"}
+        SELECT b.value ->> '$[0]' {selected}, {sums}, {", ".join(times)}
         FROM json_each(?) b CROSS JOIN rollups r ON r.kind = ? AND r.level = b.value ->> '$[1]'
             AND r.start >= b.value ->> '$[2]' AND r.start < b.value ->> '$[3]'
         WHERE {where} GROUP BY {numbers}

@@ -70,9 +70,10 @@ def scan(
         end = min(window.until or max(now, span[1]), latest)
         steps = [begins for begins, _ in buckets(unit, window.since or span[0], end, zone)]
         shown = filters if span[1] <= latest else replace(filters, until=latest)
-        groupings: list[tuple[str, ...]] = [(), (unit,), (unit, stacked or dims[0])]
-        groupings += [(dim,) for dim in dict.fromkeys(dims)]
-        found = dict(zip(groupings, queries.tallies(conn, groupings, shown, zone, waits=True), strict=True))
+        stack = (unit, stacked or dims[0])
+        groupings: list[tuple[str, ...]] = [(), (unit,), stack, *((dim,) for dim in dict.fromkeys(dims))]
+        tallies = queries.tallies(conn, groupings, shown, zone, waits=True, untimed=[stack])
+        found = dict(zip(groupings, tallies, strict=True))
         whole = found[()] if shown is filters else queries.tallies(conn, [()], filters, zone, waits=True)[0]
     names = [label(unit, step, zone) for step in steps[-STEPS:]]
     return Cells(unit, steps[-STEPS:], names, found, whole.get((), Tally()))
