@@ -433,7 +433,10 @@ class H2Client:
         self.writer.write(self.h2.data_to_send())
 
     async def event(self, stream: int) -> h2.events.Event:
-        kinds = (h2.events.ResponseReceived, h2.events.DataReceived, h2.events.StreamEnded, h2.events.StreamReset)
+        kinds = (
+            *(h2.events.ResponseReceived, h2.events.DataReceived, h2.events.TrailersReceived),
+            *(h2.events.StreamEnded, h2.events.StreamReset),
+        )
         while not self.events[stream]:
             data = await self.reader.read(65536)
             assert data, "the proxy closed the connection"
@@ -498,8 +501,9 @@ async def _connected(
         yield reader, writer
     finally:
         writer.close()
-        with suppress(ConnectionError, ssl.SSLError):
-            await writer.wait_closed()
+        with suppress(ConnectionError, ssl.SSLError, TimeoutError):
+            async with asyncio.timeout(2):
+                await writer.wait_closed()
 
 
 @contextmanager

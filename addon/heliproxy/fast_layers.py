@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from logging import WARNING
 
 from mitmproxy import ctx
@@ -291,6 +292,11 @@ class FlatLayer(HttpLayer):
                 assert isinstance(command, ReceiveHttp)
                 message = command.event
                 if isinstance(message, RequestHeaders):
+                    if waiting:
+                        # A request that was sent behind another one: the connections of that one have to end it first.
+                        waiting.insert(0, (source, chain((command,), steps)))
+                        source, steps = waiting.pop()
+                        continue
                     yield from self.make_stream(message.stream_id)
                 # There may be news for a stream that is over.
                 stream = self.streams.get(message.stream_id)
