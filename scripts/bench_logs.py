@@ -43,7 +43,9 @@ ANSWER = json.dumps(
     }
 ).encode()
 LOG_PATH = "/oai/v1/log"
+LOG_HOST = "api.worker.helicone.ai"
 CHAT_CONNECTIONS = 4
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 PATIENCE = 60.0
 """Seconds that answers may take to arrive after the last request was due."""
 
@@ -78,37 +80,45 @@ async def read_message(reader: asyncio.StreamReader) -> tuple[str, bytes]:
 
 async def chats(proxy: str, trust: str, rate: float, seconds: float) -> dict[str, Any]:
     """Make small chats through the proxy over connections that stay open."""
-    context = ssl.create_default_context(cafile=trust)
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
         f"authorization: Bearer sk-fake\r\nhelicone-user-id: ada\r\ncontent-length: {len(QUESTION)}\r\n\r\n"
     ).encode()
 
-    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*address(proxy))
-        writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nhost: {HOST}:443\r\n\r\n".encode())
-        await reader.readuntil(b"\r\n\r\n")
-        await writer.start_tls(context, server_hostname=HOST)
-        return reader, writer
-
-    async def ask(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], number: int) -> str | None:
+    async def ask(streams: Streams, number: int) -> str | None:
         del number
         streams[1].write(head + QUESTION)
         answer, _ = await read_message(streams[0])
         return "" if answer.split(" ", 2)[1] == "200" else None
 
-    connections = [await connect() for _ in range(CHAT_CONNECTIONS)]
+    connections = [await tunnel(proxy, trust, HOST) for _ in range(CHAT_CONNECTIONS)]
     for streams in connections:
         await ask(streams, 0)
     return await offer(connections, ask, rate, seconds)
 
 
-async def logs(api: str, connections: int, rate: float, seconds: float) -> dict[str, Any]:
-    """Post manual logs; of each that is accepted, the id it was given is told."""
-    authority = api.removeprefix("http://")
-    open_streams = [await asyncio.open_connection(*address(api)) for _ in range(connections)]
+async def tunnel(proxy: str, trust: str, host: str) -> Streams:
+    """A connection to a host through the proxy, with TLS."""
+    context = ssl.create_default_context(cafile=trust)
+    reader, writer = await asyncio.open_connection(*address(proxy))
+    writer.write(f"CONNECT {host}:443 HTTP/1.1\r\nhost: {host}:443\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    await writer.start_tls(context, server_hostname=host)
+    return reader, writer
 
-    async def post(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], number: int) -> str | None:
+
+async def logs(at: str, trust: str, connections: int, rate: float, seconds: float) -> dict[str, Any]:
+    """Post manual logs; of each that is accepted, the id it was given is told.
+
+    `at`: the REST port, or with `trust` the proxy, which is then asked for Helicone's own host.
+    """
+    authority = LOG_HOST if trust else at.removeprefix("http://")
+    open_streams = [
+        await tunnel(at, trust, LOG_HOST) if trust else await asyncio.open_connection(*address(at))
+        for _ in range(connections)
+    ]
+
+    async def post(streams: Streams, number: int) -> str | None:
         body = log_body(number)
         head = (
             f"POST {LOG_PATH} HTTP/1.1\r\nhost: {authority}\r\ncontent-type: application/json\r\nuser-agent: bench\r\n"
@@ -245,6 +255,7 @@ def main() -> None:
     parser.add_argument("--chats", type=float, default=50, help="chats a second through the proxy (50)")
     parser.add_argument("--seconds", type=float, default=10, help="of each phase (10)")
     parser.add_argument("--rounds", type=int, default=3, help="of one phase without and one with logs (3)")
+    parser.add_argument("--proxied", action="store_true", help="post to Helicone's host through the proxy")
     parser.add_argument("--no-pin", action="store_true", help="let the server run on all cores")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -256,8 +267,8 @@ def main() -> None:
             proxy, trust, rate, seconds = arguments
             print(json.dumps(asyncio.run(chats(proxy, trust, float(rate), float(seconds)))))
         else:
-            api, connections, rate, seconds = arguments
-            print(json.dumps(asyncio.run(logs(api, int(connections), float(rate), float(seconds)))))
+            at, trust, connections, rate, seconds = arguments
+            print(json.dumps(asyncio.run(logs(at, trust, int(connections), float(rate), float(seconds)))))
         return
     sys.exit(measure(options))
 
@@ -280,7 +291,8 @@ def measure(options: argparse.Namespace) -> int:
         proxy, api = listening
         trust = Path(folder) / "ca" / "mitmproxy-ca-cert.pem"
         chat = ("chats", proxy, trust, options.chats)
-        log = ("logs", api, options.connections, options.rate)
+        door = (proxy, trust) if options.proxied else (api, "")
+        log = ("logs", *door, options.connections, options.rate)
         result(role(others, *chat, 2))
         accepted += result(role(others, *log, 1))["ids"]
         for number in range(options.rounds):
