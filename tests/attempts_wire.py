@@ -143,7 +143,7 @@ async def _serve_h1(up: Upstream, connection: int, reader: asyncio.StreamReader,
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.strip().split("\r\n")
         headers = {k.lower(): v.strip() for k, v in (line.split(":", 1) for line in lines)}
-        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        body = await _read_body(reader, headers)
         chunked = False
         gone = asyncio.Event()
 
@@ -172,6 +172,19 @@ async def _serve_h1(up: Upstream, connection: int, reader: asyncio.StreamReader,
 
         call = Call(first.split(" ")[1], headers, body, connection, start, send, end, die, gone, raw)
         await _watched(up, call, reader)
+
+
+async def _read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    """A request's body; trailers become headers."""
+    if headers.get("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", "0")))
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    while line := (await reader.readline()).decode().strip():
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    return body
 
 
 async def _watched(up: Upstream, call: Call, reader: asyncio.StreamReader) -> None:
