@@ -455,7 +455,8 @@ class Sheet:
 def add_requests(conn: sqlite3.Connection, sheets: Sequence[Sheet], filters: Filters) -> None:
     """Look at the requests of times that all these sheets have in common, once, and add them to each."""
     plain = tuple(dict.fromkeys(group for sheet in sheets for group in sheet.plain))
-    where, values = filters.condition()
+    # The times to be read lie within the filters', and SQLite would take the wider of two bounds to its index.
+    where, values = replace(filters, since=None, until=None).condition()
     raw = shares(conn, sheets[0].raw, where, values)
     count = sum(number for _, number in raw)
     if not count:
