@@ -54,6 +54,11 @@ class LazyApp:
             keep_for_good()
         return self._app
 
+    @property
+    def state(self) -> Any:
+        """What the app was made with."""
+        return self.made().state
+
     def close(self) -> None:
         """Close what the app has kept open."""
         if self._app is not None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from api_rig import Rig, log_body
 from heliproxy import recorder
+from heliproxy.api.door import respond
 from heliproxy.api.wire import plain_head
 from heliproxy.services import ApiServer, LazyApp
 
@@ -192,3 +195,34 @@ def test_a_log_without_room_is_refused_and_not_counted_as_lost(
     monkeypatch.undo()
     assert port.send(sent)[0][0] == 200
     assert port.rig.post("/v1/request/count/query") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body"),
+    [
+        ("POST", "/oai/v1/log", (), LOG),
+        ("POST", "/oai/v1/log", (), b"{}"),
+        ("POST", "/oai/v1/log", (), b"{"),
+        ("POST", "/v1/trace/custom/log/typed", (), b"{}"),
+        ("POST", "/v1/trace/custom/log", (), b"{"),
+        ("POST", "/oai/v1/log", (), b""),
+        ("POST", "/oai/v1/log", ((b"origin", b"https://evil.example"),), LOG),
+        ("POST", "/oai/v1/log", ((b"content-encoding", b"gzip"),), gzip.compress(LOG)),
+        ("GET", "/oai/v1/log", (), LOG),
+    ],
+)
+def test_the_door_of_the_proxy_answers_the_same(
+    port: Port, method: str, path: str, headers: tuple[tuple[bytes, bytes], ...], body: bytes
+) -> None:
+    fields = ((b"Host", b"api.worker.helicone.ai"), (b"Content-Type", b"application/json"), *headers)
+    known = port.app
+
+    async def unknown(scope: Any, receive: Any, send: Any) -> None:
+        await known(scope, receive, send)
+
+    answers = []
+    for app in (known, unknown):
+        status, found, text = asyncio.run(respond(app, method, path, "", fields, body, None))
+        answers.append((status, sorted(pair for pair in found if pair[0] != b"helicone-id"), text))
+    assert answers[0] == answers[1]
+    assert port.rig.post("/v1/request/count/query") == (2 if answers[0][2] == b"ok" else 0)
