@@ -146,6 +146,25 @@ def test_company_proxy_is_reached_or_named():
     assert list(doctor.company_proxy({"HTTPS_PROXY": "http://127.0.0.1:8080"}, 8080)) == []
 
 
+def test_what_failed_last_and_what_waits_is_said():
+    facts = {"recorder": "running", "hook_errors": 2, "last_hook_error": "ValueError: x", "unwritten": 7}
+    found = doctor.losses(facts | {"away_since": "2026-09-01T10:00:00.000Z"})
+    assert found.level == "failure"
+    assert found.detail == (
+        "nothing could be written since 2026-09-01T10:00:00.000Z, 7 rows wait in memory, 2 hook errors,"
+        " the last: ValueError: x"
+    )
+
+
+def test_file_that_was_set_aside_is_shown(home):
+    home.mkdir()
+    assert list(doctor.set_aside(home)) == []
+    for end in ("", "-wal"):
+        (home / f"heliproxy.db.corrupt-20260921T141320{end}").touch()
+    (found,) = doctor.set_aside(home)
+    assert (found.level, ".recover" in found.cure) == ("warning", True)
+
+
 def test_losses_are_a_failure():
     found = doctor.losses({"recorder": "running", "lost_rows": 3, "lost_bodies": 0, "errors": 1})
     assert (found.level, found.detail) == ("failure", "3 lost rows, 1 errors")

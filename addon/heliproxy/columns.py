@@ -19,10 +19,10 @@ REQUESTS: Mapping[str, str] = {
     "request_model": "The model that the request asked for.",
     "response_model": "The model that the answer names.",
     "status": "HTTP status as it turned out: an error inside a 200 stream counts as that error. "
-    "-2 timeout, -3 the client left, -4 blocked as a prompt threat, 0 no answer. NULL: still under way.",
+    "-2 timeout, -3 the client left, -4 blocked as a prompt threat, 0 no answer. NULL: under way, or lost.",
     "error": "The error in words, by the provider or by heliproxy. NULL: none.",
     "error_type": "The provider's own error type (`rate_limit_error`), or ours: `client_cancelled`, `upstream_failed`, "
-    "`incomplete_stream`, `timeout`, `prompt_threat`, `rate_limited`, `budget`, ...",
+    "`incomplete_stream`, `timeout`, `prompt_threat`, `rate_limited`, `budget`, `lost`, ...",
     "stream": "1: a streamed call.",
     "latency_ms": "Milliseconds from the request's first byte here to the answer's last.",
     "ttft_ms": "Milliseconds to the first byte of a streamed answer. NULL: not streamed.",
@@ -71,8 +71,8 @@ REQUESTS: Mapping[str, str] = {
     "warning": "What had no effect, or not the effect expected, in sentences. Also sent as `Heliproxy-Warning`.",
     "parse_error": "Why a body could not be read. The client got it unchanged all the same.",
     "truncated": "1: a stored body was cut, see the limits.",
-    "incomplete": "1: opened by feedback, a score or a property while the call was still running; "
-    "the call's end replaces it.",
+    "incomplete": "1: the call is still under way, and its end replaces the row; or `error_type` is `lost`: "
+    "heliproxy ended before the call did.",
     "preview": "The beginning of the last user message.",
     "answer_preview": "The beginning of the answer.",
     "size_request": "Bytes of the request body as received.",
@@ -108,6 +108,10 @@ OTHERS: Mapping[str, Mapping[str, str]] = {
         "response_type": "Content type.",
         "request_headers": "JSON object of the headers on the allow-list. Never a key.",
         "response_headers": "JSON object, likewise.",
+    },
+    "under_way": {
+        "request_id": "A request that is not over.",
+        "process": "The process at work on it: the name of the file in `running/` that it keeps locked.",
     },
     "objects": {
         "kind": "What it is: a webhook, a data set, a tag, ...",

@@ -26,6 +26,8 @@ TIGHT_BYTES, FULL_BYTES = 1024 * MIB, 100 * MIB
 SKEW = timedelta(minutes=5)
 OLDEST_CLOCK = datetime(2025, 1, 1, tzinfo=UTC)
 """Before this program was written; a machine that shows such a date has lost its clock."""
+LOSSES = ("lost_rows", "lost_bodies", "lost_calls", "damaged_files", "errors", "hook_errors", "policy_errors")
+LAST_ERRORS = ("last_error", "last_hook_error", "last_policy_error")
 MARKS = {"ok": "ok  ", "warning": "warn", "failure": "FAIL", "skipped": "-   "}
 
 
@@ -83,6 +85,7 @@ def examine(home: Path, port: int, api_port: int, environ: Mapping[str, str], no
     yield from bundles(home)
     yield from ports(port, api_port)
     yield from database(home)
+    yield from set_aside(home)
     yield disk_space(home)
     yield clock(home, now)
     yield price_age(home, now.date())
@@ -193,6 +196,14 @@ def database(home: Path) -> Iterator[Finding]:
     yield Finding("database", "ok", f"{rows:,} requests, {size / MIB:,.1f} MiB, sound")
 
 
+def set_aside(home: Path) -> Iterator[Finding]:
+    """Files that were found damaged and renamed."""
+    for path in sorted(home.glob("*.db.corrupt-*")):
+        if not path.name.endswith(("-wal", "-shm")):
+            cure = f"what is left of it: sqlite3 '{path}' .recover; then delete it"
+            yield Finding("database", "warning", f"{path.name} was damaged, and a new file was begun", cure)
+
+
 def disk_space(home: Path) -> Finding:
     """Whether there is room for more rows."""
     folder = next(p for p in (home.absolute(), *home.absolute().parents) if p.exists())
@@ -262,9 +273,15 @@ def ports(port: int, api_port: int) -> Iterator[Finding]:
 
 def losses(facts: Mapping[str, Any]) -> Finding:
     """What a running proxy counted as lost since it started."""
-    lost = [f"{facts[k]:,} {k.replace('_', ' ')}" for k in ("lost_rows", "lost_bodies", "errors") if facts.get(k)]
+    lost = [f"{facts[k]:,} {k.replace('_', ' ')}" for k in LOSSES if facts.get(k)]
     if facts.get("recorder") == "stopped":
         lost.insert(0, "the recorder has stopped")
+    if facts.get("away_since"):
+        waiting = facts.get("unwritten", 0)
+        lost.insert(0, f"nothing could be written since {facts['away_since']}, {waiting:,} rows wait in memory")
+    last = next((facts[k] for k in LAST_ERRORS if facts.get(k)), None)
+    if lost and last:
+        lost.append(f"the last: {str(last)[:200]}")
     if not lost:
         return Finding("losses", "ok", f"none in {facts.get('rows', 0):,} rows since it started")
     cure = "its log says why (disk full? database locked?); restart it when that is solved"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliproxy import rollups
@@ -620,6 +621,7 @@ def request_list(
     )
     more = len(rows) > limit
     rows = rows[:limit]
+    note_lost(conn, rows)
     add_properties(conn, rows)
     return Page(rows, (rows[-1]["created_at"], rows[-1]["id"]) if more and rows else None)
 
@@ -634,6 +636,20 @@ def fetch_rows(conn: sqlite3.Connection, sql: str, values: Sequence[Any]) -> lis
     cursor = conn.execute(sql, values)
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def note_lost(conn: sqlite3.Connection, rows: list[Row]) -> None:
+    """Say of calls that seem to be under way when nobody is at work on them any more."""
+    waiting = [row for row in rows if row["incomplete"] and row["status"] is None and row["error_type"] is None]
+    if not waiting:
+        return
+    from heliproxy import underway
+
+    file = conn.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
+    lost = underway.lost_ids(conn, Path(file).parent, waiting) if file else set()
+    for row in waiting:
+        if row["id"] in lost:
+            row["error_type"], row["error"] = underway.LOST, underway.LOST_ERROR
 
 
 def add_properties(conn: sqlite3.Connection, rows: list[Row]) -> None:
@@ -684,6 +700,7 @@ def request_detail(conn: sqlite3.Connection, request_id: str, *, body: bool = Tr
     rows = fetch_rows(conn, "SELECT * FROM requests WHERE id = ?", (request_id,))
     if not rows:
         return None
+    note_lost(conn, rows)
     one = (request_id,)
     return Detail(
         row=rows[0],

@@ -22,7 +22,7 @@ from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, PRICES_STALE_DAYS, d
 from heliproxy.migrations import SchemaError
 from heliproxy.queries import Filters
 from heliproxy.report import Column, Table
-from heliproxy.statuses import failure_mark
+from heliproxy.statuses import failure_mark, open_word
 from heliproxy.store import open_reader
 
 if TYPE_CHECKING:
@@ -382,7 +382,7 @@ def local_time(text: str | None, zone: tzinfo) -> str:
 def status_word(status: int | None, error_type: str | None) -> str | int:
     """HTTP's status, or a word; "200 cut" for an answer that broke off after its good status."""
     if status is None:
-        return "open"
+        return open_word(error_type)
     mark = failure_mark(status, error_type)
     return f"{status} {mark}" if mark else {-2: "timeout", -3: "aborted", -4: "threat", 0: "failed"}.get(status, status)
 

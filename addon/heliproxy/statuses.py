@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 CANCELLED = -3
+LOST = "lost"
+"""Error type of a call whose heliproxy ended before it did."""
 CUT = ("incomplete_stream", "upstream_failed")
 """Error types of answers that broke off after a good status."""
 
@@ -12,6 +14,11 @@ def is_failed(status: int | None, error_type: str | None) -> bool:
     if status is None or status == CANCELLED:
         return False
     return error_type is not None or not 100 <= status < 400
+
+
+def open_word(error_type: str | None) -> str:
+    """What to say in place of a status that a call does not have: it is under way, or its end was never seen."""
+    return "lost" if error_type == LOST else "open"
 
 
 def failure_mark(status: int | None, error_type: str | None) -> str:

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from heliproxy.home import make_private_file, make_private_folder
+from heliproxy.statuses import LOST
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "running"
-LOST = "lost"
-"""`error_type` of a row whose process ended before the call did."""
 LOST_ERROR = "heliproxy ended before the call did"
 MARK_LOST = (
     "UPDATE requests SET error_type = ?, error = ? WHERE incomplete = 1"

@@ -48,8 +48,8 @@ def in_background(running: Served, **headers: str) -> threading.Thread:
     return thread
 
 
-def run(*arguments: str) -> Any:
-    result = CliRunner().invoke(main, [*arguments, "--home", str(run.home), "-f", "json"])  # type: ignore[attr-defined]
+def run(home: Path, *arguments: str) -> Any:
+    result = CliRunner().invoke(main, [*arguments, "--home", str(home)])
     assert result.exit_code == 0, result.output
     return json.loads(result.output)
 
@@ -63,6 +63,8 @@ def test_call_under_way_has_a_row_that_its_end_replaces(home: Path) -> None:
         assert (row["model"], row["user_id"], row["preview"], row["stream"]) == ("gpt-4o-mini", "ada", "Hi", 1)
         assert query(home, "SELECT key, value FROM properties") == [{"key": "team", "value": "x"}]
         assert running.health()["under_way"] == 1
+        assert " open" in CliRunner().invoke(main, ["requests", "--home", str(home)]).output
+        assert run(home, "show", row["id"], "-f", "json")["error_type"] is None
         GATE.set()
         caller.join(20)
         assert running.health(flush=True)["flushed"]
@@ -80,6 +82,13 @@ def test_killed_process_leaves_its_calls_visible_and_the_next_one_calls_them_los
             assert running.wait_for(lambda: len(query(home)) == 2)
             running.kill()
         assert integrity(home / "heliproxy.db") == "ok"
+        (id,) = (row["id"] for row in query(home) if row["incomplete"])
+        listed = {row["id"]: row for row in run(home, "requests", "-f", "json")["rows"]}
+        assert (listed[id]["status"], listed[id]["error_type"]) == (None, "lost")
+        assert " lost" in CliRunner().invoke(main, ["requests", "--home", str(home)]).output
+        assert run(home, "show", id, "-f", "json")["error_type"] == "lost"
+        costs = run(home, "costs", "-f", "json")
+        assert (costs["total"]["errors"], costs["total"]["unpriced"]) == (0, 0)
         rows = query(home, "SELECT incomplete, status, error_type FROM requests ORDER BY incomplete")
         assert rows == [
             {"incomplete": 0, "status": 200, "error_type": None},

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse
 from heliproxy import __version__
 from heliproxy.conversation import visible
 from heliproxy.report import decimal_text
-from heliproxy.statuses import CANCELLED, failure_mark, is_failed
+from heliproxy.statuses import CANCELLED, LOST, failure_mark, is_failed, open_word
 
 FOLDER = Path(__file__).parent
 # Everything comes from us: no inline script or style, no frame, no other host. Images in prompts arrive as data: URLs.
@@ -168,14 +168,14 @@ def size(count: int | None) -> str:
 def status_word(status: int | None, error_type: str | None = None) -> str:
     """The status in a word or two: "200", "timeout"; "200 cut" for an answer that broke off after its good status."""
     if status is None:
-        return "open"
+        return open_word(error_type)
     return f"{STATUS_WORDS.get(status, status)} {failure_mark(status, error_type)}".rstrip()
 
 
 def status_class(status: int | None, error_type: str | None = None) -> str:
     """ok, warn (the client's doing, or refused by us) or bad."""
     if status is None:
-        return "open"
+        return "warn" if error_type == LOST else "open"
     if status in (CANCELLED, 429):
         return "warn"
     return "bad" if is_failed(status, error_type) else "ok"
