@@ -89,9 +89,12 @@ def test_program_whose_proxy_fails_to_start_is_ended(settings, program, monkeypa
 def test_program_whose_proxy_cannot_even_be_imported_is_ended(settings, program, monkeypatch):
     monkeypatch.setitem(sys.modules, "heliproxy.serve", None)
     child = program(WAITS)
-    with pytest.raises(StartError, match=r"heliproxy\.serve"), EarlyProxy(settings) as proxy:
-        proxy.start(child.pid)
-        assert child.wait(30) == -signal.SIGTERM
+    proxy = EarlyProxy(settings)
+    proxy.__enter__()
+    proxy.start(child.pid)
+    assert child.wait(30) == -signal.SIGTERM
+    with pytest.raises(StartError, match=r"heliproxy\.serve"):
+        proxy.__exit__(None, None, None)
 
 
 def test_port_taken_is_told_before_the_start(settings):
