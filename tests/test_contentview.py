@@ -265,3 +265,57 @@ def test_mitmweb_shows_the_conversation_not_the_wire(mitmweb: Mitmweb) -> None:
         assert [flow["marked"] for flow in flows] == ["", "⌛"]
         assert flows[0]["comment"].startswith("gpt-4o · 12 → 3 tokens · $")
     assert [problem for problem in watch.problems if not problem.startswith("console")] == []
+
+
+# -- WebSockets ------------------------------------------------------------------------------------------------------
+
+
+def message(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (message({"type": "response.create", "model": "m", "input": "Hello"}), "response.create\n\nmodel: m\n\nuser\n  Hello"),
+        (message({"type": "response.create", "response": {"instructions": "Be kind"}}), "response.create\n\nsystem\n  Be kind"),
+        (
+            message({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]}}),
+            "conversation.item.create\n\nuser\n  Hi",
+        ),
+        (message({"type": "response.output_text.delta", "delta": "Bon\x1b[31m"}), "response.output_text.delta  Bon␛[31m"),
+        (message({"type": "response.output_audio.delta", "delta": "AAAA"}), "response.output_audio.delta  (3 bytes of audio)"),
+        (message({"type": "input_audio_buffer.append", "audio": "AAAAAAAA"}), "input_audio_buffer.append  (6 bytes of audio)"),
+        (
+            message({"type": "response.completed", "response": {"output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Bonjour"}]}], "usage": {"input_tokens": 3}}}),
+            'response.completed\n\nassistant\n  Bonjour\n\nusage: {"input_tokens": 3}',
+        ),
+        (message({"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}), "error\n\nerror\n  [error] rate_limit_error: slow"),
+        (message({"type": "rate_limits.updated", "n": 1}), 'rate_limits.updated\n{\n  "n": 1\n}'),
+        (b"not json \x1b", "not json ␛"),
+        (b"[1, 2]", "[1, 2]"),
+    ],
+)  # fmt: skip
+def test_message_of_a_socket_is_shown_as_what_it_says(data: bytes, text: str) -> None:
+    assert contentview.message_text(data) == text
+
+
+def test_view_is_chosen_for_messages_of_a_socket() -> None:
+    flow = tflow.twebsocketflow()
+    flow.metadata[contentview.KEY] = {"id": "r1", "format": "openai_responses"}
+    flow.websocket.messages[0].content = message({"type": "response.create", "input": "Hi"})
+    assert shown(flow.websocket.messages[0], flow).view_name == "LLM"
+    assert shown(flow.websocket.messages[0], tflow.twebsocketflow()).view_name != "LLM"
+
+
+def test_responses_of_a_socket_are_summed_up_on_its_flow() -> None:
+    flow = tflow.twebsocketflow()
+    flow.metadata[contentview.KEY] = {"id": "r1", "format": "openai_responses"}
+    contentview.add_response(flow, {**ROW, "cost_usd": 0.1})
+    assert flow.comment == "gpt-4o · 1,234 → 56 tokens · $0.1 · stop"
+    contentview.add_response(flow, {**ROW, "id": "r2", "cost_usd": 0.2})
+    assert flow.comment == "gpt-4o · 2 responses · 2,468 → 112 tokens · $0.3 · stop"
+    assert contentview.ids_of([flow]) == ["r1", "r2"]
+    flow.comment = "mine"
+    contentview.add_response(flow, {**ROW, "id": "r3", "status": 200, "error_type": "incomplete_stream"})
+    assert (flow.comment, flow.marked) == ("mine", contentview.FAILED)

@@ -375,3 +375,17 @@ def _bytes(body: dict[str, str] | None) -> bytes:
     if not body:
         return b""
     return body["text"].encode() if "text" in body else base64.b64decode(body.get("b64", ""))
+
+
+def test_realtime_items_are_turns() -> None:
+    from heliproxy.sockets import with_items
+
+    item = b'{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_text","text":"Hi"}]}}'
+    create = b'{"type":"response.create","response":{"instructions":"Be kind"}} '
+    for body, roles in ((create, ["system", "user"]), (b"", ["user"])):
+        asked = read_request(with_items(body, [item]))
+        assert [turn.role for turn in asked.turns] == roles
+        assert asked.turns[-1].text == "Hi"
+    assert with_items(create, []) == create
+    assert with_items(b"odd", [item]) == b"odd"
+    assert read_request(with_items(create, [b"odd"])).turns

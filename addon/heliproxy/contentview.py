@@ -21,7 +21,10 @@ from mitmproxy.net import encoding
 from heliproxy import hosts
 from heliproxy.conversation import as_text, read_request, read_response, visible
 from heliproxy.exchange import Exchange, Outcome
+from heliproxy.formats.reading import as_object, load_object
 from heliproxy.home import DATABASE_NAME
+from heliproxy.rounding import without_noise
+from heliproxy.statuses import is_failed
 
 if TYPE_CHECKING:
     from mitmproxy.addonmanager import Loader
@@ -41,6 +44,9 @@ NOTED = (
     "id", "model", "status", "input_tokens", "cache_read_tokens", "output_tokens", "usage_source", "cost_usd",
     "saved_usd", "cache", "finish_reason", "error_type", "user_id", "session_id",
 )  # fmt: skip
+SUMMED = ("input_tokens", "cache_read_tokens", "output_tokens", "cost_usd", "saved_usd")
+RESPONSES = 1000
+"""Responses of one WebSocket whose ids are kept with its flow."""
 LIMITED = ":hourglass:"
 FAILED = ":red_circle:"
 
@@ -57,6 +63,8 @@ class LlmContentview(contentviews.Contentview):
 
     def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:
         content_type = metadata.content_type or ""
+        if metadata.websocket_message is not None:
+            return message_text(data)
         if isinstance(metadata.http_message, http.Request):
             return request_text(data, content_type)
         facts = summary(known(metadata.flow))
@@ -68,7 +76,8 @@ class LlmContentview(contentviews.Contentview):
 
 def format_of(metadata: contentviews.Metadata) -> str:
     """The wire format of the flow a message belongs to; "" when it is no call to a model."""
-    if not isinstance(metadata.flow, http.HTTPFlow) or not isinstance(metadata.http_message, http.Message):
+    message = metadata.http_message or metadata.websocket_message
+    if not isinstance(metadata.flow, http.HTTPFlow) or message is None:
         return ""
     noted = known(metadata.flow).get("format")
     if isinstance(noted, str):
@@ -90,6 +99,34 @@ def request_text(data: bytes, content_type: str) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
+ENDINGS = ("response.completed", "response.done", "response.incomplete", "response.failed", "error")
+"""Messages that carry a whole answer, or why there is none."""
+
+
+def message_text(data: bytes) -> str:
+    """One message of a WebSocket: what is asked or answered as a conversation, steps in between as a line."""
+    event = load_object(data)
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        return visible(data.decode("utf-8", "replace"))
+    title, sound = visible(kind), event.get("delta") if "audio.delta" in kind else event.get("audio")
+    if kind == "response.create":
+        return f"{title}\n\n{request_text(data, '')}".rstrip()
+    if kind == "conversation.item.create":
+        asked = read_request(json.dumps({"input": [event.get("item")]}).encode())
+        return f"{title}\n\n{as_text(asked.turns)}".rstrip()
+    if kind in ENDINGS:
+        answer = as_text(read_response(b"data: " + data.replace(b"\n", b" "), "text/event-stream"))
+        usage = as_object(event.get("response")).get("usage")
+        return "\n\n".join(filter(None, (title, answer, f"usage: {visible(json.dumps(usage))}" if usage else "")))
+    if isinstance(sound, str):
+        return f"{title}  ({len(sound) * 3 // 4:,} bytes of audio)"
+    if isinstance(event.get("delta"), str):
+        return f"{title}  {visible(event['delta'])}"
+    rest = {name: value for name, value in event.items() if name != "type"}
+    return f"{title}\n{visible(json.dumps(rest, indent=2, ensure_ascii=False))}"
+
+
 def known(of: flow.Flow | None) -> Mapping[str, Any]:
     """What was noted about a flow."""
     noted = of.metadata.get(KEY) if of is not None else None
@@ -102,6 +139,8 @@ def summary(facts: Mapping[str, Any]) -> str:
         return ""
     mark = "~" if facts.get("usage_source") == "estimated" else ""
     parts: list[str | None] = [facts.get("model")]
+    if facts.get("responses", 1) > 1:
+        parts.append(f"{facts['responses']:,} responses")
     inputs, outputs = facts.get("input_tokens"), facts.get("output_tokens")
     if facts.get("cache") == "HIT":
         parts.append("HIT")
@@ -124,11 +163,11 @@ def dollars(usd: float | None) -> str:
     return f"${usd:.6f}".rstrip("0").rstrip(".") if usd < 1 else f"${usd:,.2f}"
 
 
-def mark_of(status: int | None) -> str:
+def mark_of(status: int | None, error_type: str | None = None) -> str:
     """The mark of a flow that did not succeed, else ""."""
     if status == 429:
         return LIMITED
-    return FAILED if status is not None and not 200 <= status < 400 and status != -3 else ""
+    return FAILED if is_failed(status, error_type) else ""
 
 
 def annotate(of: http.HTTPFlow, row: Mapping[str, Any], body: bytes | None, cut: bool) -> None:
@@ -140,10 +179,31 @@ def annotate(of: http.HTTPFlow, row: Mapping[str, Any], body: bytes | None, cut:
     if not of.comment:
         of.comment = summary(known(of)) + (" · body cut" if cut else "")
     if not of.marked:
-        of.marked = mark_of(row.get("status"))
+        of.marked = mark_of(row.get("status"), row.get("error_type"))
     response = of.response
     if response is not None and response.data.content is None and body is not None:
         response.data.content = encoded(body, response.headers.get("content-encoding", ""))
+
+
+def add_response(of: http.HTTPFlow, row: Mapping[str, Any]) -> None:
+    """Write one more response of a WebSocket onto its flow, which sums them up."""
+    before = known(of)
+    if of.comment == summary(before):
+        of.comment = ""
+    count = before.get("responses", 0)
+    facts = {**before, **{name: row.get(name) for name in NOTED}}
+    if count:
+        facts |= {name: added(before.get(name), row.get(name)) for name in SUMMED}
+        facts["id"] = before["id"]
+    facts["responses"] = count + 1
+    facts["ids"] = [*before.get("ids", ()), row.get("id")][-RESPONSES:]
+    of.metadata[KEY] = facts
+    of.comment = of.comment or summary(facts)
+    of.marked = of.marked or mark_of(row.get("status"), row.get("error_type"))
+
+
+def added(one: float | None, other: float | None) -> float | None:
+    return one if other is None else other if one is None else without_noise(one + other)
 
 
 def encoded(body: bytes, coding: str) -> bytes | None:
@@ -200,6 +260,14 @@ class FlowTools:
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         # Again: a gateway that moved on to its next upstream has forgotten what was to be done at the end.
         self._watch(flow)
+
+    def websocket_start(self, flow: http.HTTPFlow) -> None:
+        proxy = self._proxy()
+        opened = proxy.sockets.get(flow.id) if proxy is not None and KEY in flow.metadata else None
+        if opened is None:
+            return
+        act = partial(_answered, flow, asyncio.get_running_loop())
+        opened.opened = lambda exchange: exchange.after.append(act)
 
     def _watch(self, flow: http.HTTPFlow) -> None:
         """Have the flow annotated when its row is made."""
@@ -287,7 +355,8 @@ def is_live(one: flow.Flow) -> bool:
 
 def ids_of(flows: Sequence[flow.Flow]) -> list[str]:
     """The ids under which the flows' calls are logged."""
-    return [str(known(one)["id"]) for one in flows if "id" in known(one)]
+    found = [known(one) for one in flows if "id" in known(one)]
+    return [str(request_id) for facts in found for request_id in facts.get("ids", (facts["id"],))]
 
 
 def cost_text(facts: Sequence[Mapping[str, Any]]) -> str:
@@ -297,7 +366,8 @@ def cost_text(facts: Sequence[Mapping[str, Any]]) -> str:
     costs = [fact["cost_usd"] for fact in facts if fact.get("cost_usd") is not None]
     inputs = sum(fact.get("input_tokens") or 0 for fact in facts)
     outputs = sum(fact.get("output_tokens") or 0 for fact in facts)
-    text = f"{len(facts)} call{'' if len(facts) == 1 else 's'} · {dollars(sum(costs))}"
+    calls = sum(fact.get("responses", 1) for fact in facts)
+    text = f"{calls} call{'' if calls == 1 else 's'} · {dollars(sum(costs))}"
     text += f" · {inputs:,} → {outputs:,} tokens"
     unknown = len(facts) - len(costs)
     return f"{text} · {unknown} without a known cost" if unknown else text
@@ -335,6 +405,19 @@ def _ended(of: http.HTTPFlow, loop: asyncio.AbstractEventLoop, exchange: Exchang
         loop.call_soon_threadsafe(_show, of, dict(outcome.row), body, cut)
     except RuntimeError:
         pass  # the loop is closed: nobody looks any more
+
+
+def _answered(of: http.HTTPFlow, loop: asyncio.AbstractEventLoop, _: Exchange, outcome: Outcome) -> None:
+    """As `_ended`, for one response of a WebSocket."""
+    try:
+        loop.call_soon_threadsafe(_show_response, of, dict(outcome.row))
+    except RuntimeError:
+        pass  # the loop is closed
+
+
+def _show_response(of: http.HTTPFlow, row: Mapping[str, Any]) -> None:
+    add_response(of, row)
+    ctx.master.addons.trigger(hooks.UpdateHook([of]))
 
 
 def _show(of: http.HTTPFlow, row: Mapping[str, Any], body: bytes | None, cut: bool) -> None:

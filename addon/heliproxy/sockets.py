@@ -15,6 +15,7 @@ from heliproxy.exchange import Exchange
 
 STREAM = ((b"content-type", b"text/event-stream"),)
 _CREATE = b'"response.create"'
+_ITEM = b'"conversation.item.create"'
 _CREATED = b'"response.created"'
 _FINAL = re.compile(rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled|done)|error)"')
 _WARM_UP = re.compile(rb'"generate"\s*:\s*false')
@@ -22,6 +23,8 @@ _DELTA = b'.delta"'
 _HEAD = 512
 """Bytes of a message in which its type is looked for first; OpenAI writes it first."""
 HAND_OVER = 256 * 1024
+MAX_ITEMS = 64 * 1024
+"""Bytes kept of what a Realtime client said since its last response; recordings are longer and have no text."""
 MAX_OPEN = 64
 """Responses waiting for their turn on one socket; more than this is no client we know."""
 
@@ -51,10 +54,15 @@ class Socket:
         self._wall, self._clock = wall, clock
         self._open: list[Exchange] = []
         self._count = 0
+        self._items: list[bytes] = []
+        self.opened: Callable[[Exchange], None] | None = None
+        """Is told of each response's exchange, for who shows them."""
 
     def from_client(self, message: bytes) -> None:
         """Note a client's message; a `response.create` opens an exchange."""
-        if _CREATE in message and len(self._open) < MAX_OPEN:
+        if _ITEM in message[:_HEAD] and len(message) + sum(map(len, self._items)) <= MAX_ITEMS:
+            self._items.append(message)
+        elif _CREATE in message and len(self._open) < MAX_OPEN:
             exchange = self._new(message)
             exchange.warm_up = _WARM_UP.search(message) is not None
             self._open.append(exchange)
@@ -93,7 +101,8 @@ class Socket:
     def _new(self, request: bytes) -> Exchange:
         self._count += 1
         first = self._count == 1
-        return replace(
+        request, self._items = with_items(request, self._items), []
+        found = replace(
             self._template,
             id=self._template.id if first else self._new_id(),
             created_at=self._wall(),
@@ -108,9 +117,23 @@ class Socket:
             after=[],
             properties=dict(self._template.properties),
         )
+        if self.opened is not None:
+            self.opened(found)
+        return found
 
     def _end(self, exchange: Exchange) -> None:
         self._open.remove(exchange)
         exchange.ended = self._clock()
         exchange.finished = True
         self._finish(exchange)
+
+
+def with_items(request: bytes, items: list[bytes]) -> bytes:
+    """A `response.create` with the items sent before it as its `items`: Realtime says what is asked in messages apart.
+
+    Nothing is parsed: what is no JSON stays none. `request` is empty for a response that the server started.
+    """
+    if not items:
+        return request
+    body = (request or b'{"type":"response.create"}').rstrip()
+    return body[:-1] + b',"items":[' + b",".join(items) + b"]}" if body.endswith(b"}") else request

@@ -167,6 +167,29 @@ def test_realtime_responses_that_the_server_starts_are_rows(home: Path) -> None:
     assert row["model"] == "gpt-realtime"
 
 
+def test_realtime_row_says_what_was_asked_in_messages_apart(home: Path) -> None:
+    def handler(connection: ServerConnection) -> None:
+        for message in connection:
+            if json.loads(message)["type"] == "response.create":
+                response = {"id": "resp_r", "object": "realtime.response", "status": "completed", "output": []}
+                connection.send(json.dumps({"type": "response.created", "response": {"id": "resp_r"}}))
+                connection.send(json.dumps({"type": "response.output_text.delta", "delta": "Bonjour"}))
+                connection.send(json.dumps({"type": "response.done", "response": response}))
+
+    said = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Greet me"}]}
+    with upstream(handler) as url, through(home, url) as run:
+        with open_socket(run, "/v1/realtime?model=gpt-realtime") as socket:
+            for item in (said, None):
+                if item is not None:
+                    socket.send(json.dumps({"type": "conversation.item.create", "item": item}))
+                socket.send(json.dumps({"type": "response.create", "response": {"instructions": "Be brief"}}))
+                for _ in range(3):
+                    socket.recv()
+        rows = run.wait_rows(2)
+    assert [row["preview"] for row in rows] == ["Greet me", None]
+    assert [row["answer_preview"] for row in rows] == ["Bonjour", "Bonjour"]
+
+
 def test_refused_upgrade_is_one_row_with_its_status(home: Path) -> None:
     def refuse(connection: ServerConnection, request: Any) -> Any:
         return connection.respond(401, '{"error": {"message": "bad key", "type": "invalid_request_error"}}')

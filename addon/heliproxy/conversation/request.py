@@ -9,6 +9,7 @@ from typing import Any
 from heliproxy.conversation.blocks import compact, data_part, message_parts, parts, text_part, word
 from heliproxy.conversation.loading import load_cut
 from heliproxy.conversation.values import Part, Tool, Turn
+from heliproxy.formats.openai_responses import created
 from heliproxy.formats.reading import as_list, as_object, clean, objects
 
 SETTING_LIMIT = 300
@@ -46,6 +47,8 @@ def read_request(body: bytes, content_type: str = "") -> Asked:
 
 
 def _object(body: dict[str, Any]) -> Asked:
+    if body.get("type") == "response.create":
+        body = {key: value for key, value in created(body).items() if key != "items"}
     inner = body.get("request")
     if isinstance(inner, dict) and "contents" in inner:  # Code Assist wraps the request
         body = {**{key: value for key, value in body.items() if key != "request"}, **inner}

@@ -38,8 +38,8 @@ class OpenAIResponses(JsonFormat):
         self.state = ResponseEvents
 
     def read_ask(self, body: Json, path: str) -> Ask:
-        if body.get("type") == "response.create" and isinstance(body.get("response"), dict):
-            body = body["response"]  # Realtime wraps the request, Responses over WebSocket does not
+        if body.get("type") == "response.create":
+            body = created(body)
         ask = read_common_ask(body)
         return Ask(
             model=ask.model or model_in_path(path, "deployments") or _query_model(path),
@@ -54,6 +54,17 @@ class OpenAIResponses(JsonFormat):
         output = Output()
         read_output(body, output)
         output.write_to(reply)
+
+
+def created(message: Json) -> Json:
+    """What a `response.create` asks for: Realtime wraps it, Responses over WebSocket does not.
+
+    `items` are the messages with which a Realtime client said it (see `sockets.with_items`).
+    """
+    found = as_object(message.get("response")) or message
+    said = [as_object(item.get("item")) for item in objects(message.get("items"))]
+    asked = found.get("input")
+    return {**found, "input": [*said, *(asked if isinstance(asked, list) else [])]} if said else found
 
 
 def _query_model(path: str) -> str | None:
