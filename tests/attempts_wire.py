@@ -113,11 +113,13 @@ class Upstream:
 async def upstream(*script: Handler, tls: Certificate | None = None, http2: bool = False) -> AsyncIterator[Upstream]:
     up = Upstream(list(script), scheme="https" if tls else "http")
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.append(writer)
         up.connections += 1
         try:
             await (_serve_h2 if http2 else _serve_h1)(up, up.connections, reader, writer)
@@ -136,6 +138,9 @@ async def upstream(*script: Handler, tls: Certificate | None = None, http2: bool
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:  # TLS would wait for the other side, and the loop ends now
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 async def _serve_h1(up: Upstream, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
