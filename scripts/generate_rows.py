@@ -5,7 +5,8 @@
     scripts/generate_rows.py --home /some/empty/folder --rows 1000000 --days 90
     heliproxy serve --home /some/empty/folder
 
-The same arguments give the same rows. With --bodies each call has its conversation (about 1 kB a row more).
+The same arguments give the same rows. Reports read sums of whole hours, which a running proxy makes in the background;
+here they are made at once. With --bodies each call has its conversation (about 1 kB a row more).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "addon"))
 from heliproxy.bodies import Body
 from heliproxy.home import DATABASE_NAME
 from heliproxy.record import utc_text
+from heliproxy.rollup_filler import fill_all
 from heliproxy.store import Record, Store
 
 # Provider, model, host, path, format, USD per million input / cached input / output tokens, share of the traffic.
@@ -271,6 +273,7 @@ def main() -> None:
     written = fill(
         options.home, options.rows, options.days, datetime.now(UTC), bodies=options.bodies, seed=options.seed
     )
+    fill_all(options.home / DATABASE_NAME, datetime.now(UTC))
     size = (options.home / DATABASE_NAME).stat().st_size
     print(f"{written:,} rows, {size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s")
 

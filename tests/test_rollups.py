@@ -14,6 +14,7 @@ import pytest
 from heliproxy import queries, rollup_filler, rollups
 from heliproxy.queries import Costs, Filters
 from heliproxy.rollup_filler import fill_all
+from heliproxy.rollup_thread import Filler
 from heliproxy.store import Record, Store, open_reader
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 START = datetime(2026, 9, 1, 3, 20, tzinfo=UTC)
 HOURS = 70
 NOW = START + timedelta(hours=HOURS)
-ROWS = 6000
+ROWS = 4000
 EXACTLY = (
     "key", "requests", "errors", "hits", "aborted", "input_tokens", "output_tokens", "cache_read_tokens",
     "cache_write_tokens", "reasoning_tokens", "estimated", "unpriced",
@@ -241,3 +242,57 @@ def test_reading_writes_nothing(filled: Path, monkeypatch: pytest.MonkeyPatch) -
     before = filled.read_bytes()
     both(filled, ["day", "model"], Filters(), UTC, monkeypatch)
     assert filled.read_bytes() == before
+
+
+def test_thread_makes_what_is_missing_and_ends_when_told(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DELETE FROM rollup_periods WHERE level = 0 AND start % 2 = 0")
+        conn.execute("DELETE FROM rollups")
+        before = conn.execute("SELECT count(*) FROM rollup_periods").fetchone()[0]
+    filler = Filler(path, clock=NOW.timestamp)
+    filler.fill()
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM rollup_periods").fetchone()[0] > before
+    filler.start()
+    filler.close()
+
+
+def test_missing_file_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        Filler(tmp_path / "heliproxy.db").fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_says_when_percentiles_are_approximate(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, requests = both(filled, ["model"], Filters(), UTC, monkeypatch)
+    assert (sums.approximate, requests.approximate) == (True, False)
+
+
+@pytest.mark.parametrize("filters", FILTERS[:5])
+def test_groupings_read_together_are_those_read_alone(
+    filled: Path, filters: Filters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "EXACT_ROWS", 0)
+    groupings: list[tuple[str, ...]] = [(), ("day",), ("day", "model"), ("user",), ("property:env",), ("session",)]
+    with closing(open_reader(filled)) as conn:
+        together = queries.tallies(conn, groupings, filters, ZONES["Asia/Kolkata"], waits=True)
+        for by, found in zip(groupings, together, strict=True):
+            (alone,) = queries.tallies(conn, [by], filters, ZONES["Asia/Kolkata"], waits=True)
+            assert found.keys() == alone.keys()
+            for key, one in found.items():
+                assert one.sums[:9] == alone[key].sums[:9]
+                assert close(one.line(key).p95_ms, alone[key].line(key).p95_ms, 0.02)
+            assert sum(one.sums[0] for one in found.values()) == queries.request_count(conn, filters)
+
+
+def test_times_to_the_first_token_are_summed_up(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for exact_rows in (0, 10**9):
+        monkeypatch.setattr(queries, "EXACT_ROWS", exact_rows)
+        with closing(open_reader(filled)) as conn:
+            (by_day,) = queries.tallies(conn, [("day",)], Filters(statuses=("ok",)), UTC, waits=True)
+        found.append({key: one.wait_quantiles((0.5, 0.95)) for key, one in by_day.items()})
+    sums, requests = found
+    assert sums.keys() == requests.keys()
+    for key, values in sums.items():
+        assert values == pytest.approx(requests[key], rel=0.01)

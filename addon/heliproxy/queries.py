@@ -191,6 +191,8 @@ class Costs:
     lines: list[Line]
     total: Line
     groups: int
+    approximate: bool = False
+    """Whether percentiles are within 1 % only: sums of the past are among what was added up."""
 
 
 # In the order of Line's fields from `requests` to `unpriced`. The first test of each CASE is the cheap, common one:
@@ -323,7 +325,7 @@ def costs(
         total.merge(one)
     lines = [one.line(key) for key, one in found.items()]
     lines = arranged(lines, groups, sort, descending)
-    return Costs(groups, lines[:top], total.line(()), len(lines))
+    return Costs(groups, lines[:top], total.line(()), len(lines), bool(total.past_latencies))
 
 
 @contextmanager

@@ -290,6 +290,8 @@ def cost_notes(result: Costs) -> Iterator[str]:
         yield f"{result.groups - len(result.lines):,} more groups are in the total but not shown."
     if total.unpriced:
         yield f"Cost unknown for {report.request_word(total.unpriced)}: not in the sums."
+    if result.approximate:
+        yield "p50 and p95 are within 1 %."
     if total.estimated:
         share = report.cell(Column("", "", "share"), total.estimated_share)
         yield f"Tokens estimated for {report.request_word(total.estimated)} ({share})."

@@ -43,12 +43,13 @@ class Filler:
         while not self._stop.wait(pause):
             pause = PAUSE
             try:
-                self._fill()
+                self.fill()
             except Exception as e:
                 # Reports read the requests instead; the next look may fare better.
                 logger.debug("sums of the past were not made: %s", e)
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Make what is missing, with rests; ends early once the thread is to end. Raises sqlite3.Error."""
         # Heavy imports, which the start of the proxy does not wait for.
         from heliproxy.rollup_filler import connect, fill, missing
 

@@ -33,7 +33,13 @@ class Cells:
     def costs(self, dim: str, sort: str | None = None) -> Costs:
         """What `queries.costs` would say for one dimension."""
         lines = [one.line(key) for key, one in self.found.get((dim,), {}).items()]
-        return Costs((dim,), queries.arranged(lines, (dim,), sort, True), self.total.line(()), len(lines))
+        lines = queries.arranged(lines, (dim,), sort, True)
+        return Costs((dim,), lines, self.total.line(()), len(lines), self.approximate)
+
+    @property
+    def approximate(self) -> bool:
+        """Whether percentiles are within 1 % only."""
+        return bool(self.total.past_latencies)
 
     def groups(self, dim: str) -> dict[Any, Tally]:
         """By the dimension's values."""

@@ -73,6 +73,7 @@ def compute(
         tabled.insert(1, (by, by.removeprefix("property:").capitalize()))
     cells = scan(conn, window, filters, [dim for dim, _ in tabled], now, pages.zone, stacked=by)
     total = line_values(cells.total.line(()))
+    total["approximate"] = cells.approximate
     total |= zip(("ttft_p50_ms", "ttft_p95_ms"), cells.total.wait_quantiles((0.50, 0.95)), strict=True)
     tables = [table(title, dim, cells.costs(dim), window) for dim, title in tabled]
     return {"total": total, "tables": tables, "charts": charts(cells, by, pages.zone)}
