@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from heliproxy.home import make_private_file
 from heliproxy.options import home_option
 
 FORMS = ("pem", "der", "p12", "jks", "bundle")
@@ -79,6 +80,9 @@ def export_command(form: str, output: Path | None, password: str | None, home: P
         click.echo(data, nl=False)
         return
     try:
+        if form in ("p12", "jks"):
+            # They hold no key, but programs take them for files that do, and may refuse one that others can read.
+            make_private_file(output)
         output.write_bytes(data)
     except OSError as e:
         raise click.ClickException(str(e)) from e

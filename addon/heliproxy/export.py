@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 from heliproxy.api.filters import Condition
 from heliproxy.api.rows import bodies_of, helicone_request, request_rows, without_odd_numbers
 from heliproxy.bodies import Body, read_body
+from heliproxy.home import make_private_file
 from heliproxy.ingest import provider_name
 from heliproxy.record import utc_text
+from heliproxy.redact import redact_body
+from heliproxy.secrets import redact_path
 from heliproxy.store import COLUMNS, FEEDBACK_SCORE, SET_FEEDBACK, SET_SCORE, Record, Writer
 
 OWN = "heliproxy"
@@ -67,6 +70,7 @@ class Progress:
 
 def save_progress(path: Path, progress: Progress) -> None:
     temporary = path.with_name(path.name + ".new")
+    make_private_file(temporary)
     temporary.write_text(json.dumps(asdict(progress)))
     temporary.replace(path)
 
@@ -270,11 +274,11 @@ def _place(value: Mapping[str, Any]) -> dict[str, Any]:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return {"path": url}
+        return {"path": redact_path(url)}
     if not parts.netloc:
-        return {"path": url or None}
+        return {"path": redact_path(url) if url else None}
     host = parts.netloc.rpartition("@")[2]
-    return {"host": host, "path": parts.path + (f"?{parts.query}" if parts.query else "")}
+    return {"host": host, "path": redact_path(parts.path + (f"?{parts.query}" if parts.query else ""))}
 
 
 def _tokens(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,6 +334,7 @@ def _bodies(value: Mapping[str, Any]) -> Body | None:
             sides.append(text.encode("utf-8", "replace"))
     if sides == [None, None]:
         return None
+    sides = [None if body is None else redact_body(body) for body in sides]
     return Body(sides[0], sides[1], "application/json", "application/json")
 
 

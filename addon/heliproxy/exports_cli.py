@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from heliproxy import times
-from heliproxy.home import DATABASE_NAME, default_home
+from heliproxy.home import DATABASE_NAME, default_home, make_private_file
 from heliproxy.migrations import SchemaError
 from heliproxy.store import COLUMNS, Store, open_reader
 
@@ -203,6 +203,8 @@ def opened(target: str, size: int | None) -> Any:
         return nullcontext(sys.stdout)
     try:
         if size is None:
+            if Path(target).is_file() or not Path(target).exists():
+                make_private_file(Path(target))
             return Path(target).open("w", encoding="utf-8", newline="")
         stream: TextIO = Path(target).open("r+", encoding="utf-8", newline="")  # noqa: SIM115 - the caller closes it
         stream.seek(size)

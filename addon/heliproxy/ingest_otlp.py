@@ -368,6 +368,7 @@ def _provider(span: Span) -> tuple[str, str]:
     """(provider, host): by the span's own words, else by the address it called."""
     host = _first_text(span, "server.address", "gen_ai.openai.api_base", "llm.base_url") or ""
     host = host.partition("://")[2].partition("/")[0] or host.partition("/")[0]
+    host = host.partition("?")[0].rpartition("@")[2]
     named = provider_name(_first_text(span, "gen_ai.provider.name", "gen_ai.system", "llm.vendor", "llm.system"))
     if named is not None:
         return _PROVIDERS.get(named, named), host

@@ -27,12 +27,17 @@ from heliproxy.exchange import (
 )
 from heliproxy.formats import FORMATS
 from heliproxy.policies.cache import MAX_ENTRY_BYTES
+from heliproxy.redact import redact_body
 from heliproxy.secrets import (
     STORED_REQUEST_HEADERS,
     STORED_RESPONSE_HEADERS,
+    carried_secrets,
     credential,
     fingerprint,
     redact_path,
+    redact_text,
+    scrub,
+    scrub_bytes,
     stored_headers,
 )
 from heliproxy.store import Record
@@ -192,7 +197,9 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     else:
         usage = _price(row, exchange, request, reply, pricing)
     row["warning"] = "; ".join(exchange.warnings) or None
-    body = _bodies(exchange, request, response, request_headers, response_headers, row)
+    secrets = carried_secrets((*exchange.request_headers, *(exchange.credential_headers or ())), exchange.path)
+    _keep_out(secrets, row)
+    body = _bodies(exchange, request, response, request_headers, response_headers, row, secrets)
     outcome = Outcome(
         status=status,
         # A client that hangs up right after the last event has the whole answer; any other early end is an error.
@@ -261,6 +268,21 @@ def _facts(exchange: Exchange, ask: Ask, headers: Mapping[str, str]) -> dict[str
         "preview": None if exchange.directives.omit_request else ask.preview or None,
         "size_request": len(exchange.request_body or b""),
     }
+
+
+_NO_ECHO = frozenset(
+    ("id", "created_at", "provider", "host", "method", "format", "model", "request_model", "response_model")
+)
+"""Columns that a made-up key such as `lm-studio` must not take a word out of."""
+
+
+def _keep_out(secrets: Sequence[str], row: dict[str, Any]) -> None:
+    """Providers and policies may echo a key in what they say about it."""
+    if row["error"]:
+        row["error"] = redact_text(row["error"])
+    for name, value in row.items():
+        if type(value) is str and name not in _NO_ECHO:
+            row[name] = scrub(value, secrets)
 
 
 def is_whole(exchange: Exchange) -> bool:
@@ -495,6 +517,7 @@ def _bodies(
     request_headers: Mapping[str, str],
     response_headers: Mapping[str, str],
     row: Mapping[str, Any],
+    secrets: Sequence[str],
 ) -> Body | None:
     directives = exchange.directives
     if directives.omit_request and directives.omit_response:
@@ -506,8 +529,8 @@ def _bodies(
     if exchange.cache == "HIT":
         response = b""
     return Body(
-        request=request[:STORED_LIMIT],
-        response=response[:STORED_LIMIT],
+        request=redact_body(scrub_bytes(request[:STORED_LIMIT], secrets)),
+        response=redact_body(scrub_bytes(response[:STORED_LIMIT], secrets)),
         request_type=request_headers.get("content-type"),
         response_type=response_headers.get("content-type"),
         request_headers=stored_headers(exchange.request_headers, STORED_REQUEST_HEADERS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -11,7 +12,8 @@ _SECRET_NAMES = frozenset(
     "apikey authorization proxyauthorization xapikey xgoogapikey heliconeauth heliconeapikey openaiapikey "  # noqa: SIM905
     "anthropicapikey accesstoken accesskey secretkey secretaccesskey awsaccesskeyid awssecretaccesskey awssessiontoken "
     "azureadtoken clientsecret refreshtoken idtoken bearertoken authtoken sessiontoken password privatekey "
-    "vertexcredentials googleapplicationcredentials".split()
+    "vertexcredentials googleapplicationcredentials authorizationtoken personalaccesstoken subscriptionkey "
+    "ocpapimsubscriptionkey xamzsecuritytoken xauthtoken cookie setcookie".split()
 )
 
 
@@ -23,7 +25,17 @@ def is_secret_name(name: str) -> bool:
 
 
 # How the names above end, as they stand in JSON without their separators.
-_ENDINGS = (b'key"', b'keyid"', b'token"', b'auth"', b'authorization"', b'secret"', b'password"', b'credentials"')
+_ENDINGS = (
+    b'key"',
+    b'keyid"',
+    b'token"',
+    b'auth"',
+    b'authorization"',
+    b'secret"',
+    b'password"',
+    b'credentials"',
+    b'cookie"',
+)
 
 
 def may_hold_secrets(raw: bytes) -> bool:
@@ -37,6 +49,30 @@ def may_hold_secrets(raw: bytes) -> bool:
     return any(ending in plain for ending in _ENDINGS)
 
 
+_FIELD = re.compile(
+    rb'("([\w.-]{0,34}(?:key|keyid|token|auth|authorization|secret|password|credentials|cookie))"\s*:\s*)'
+    rb'"(?:[^"\\]|\\.)+"',
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def redact_body(raw: bytes) -> bytes:
+    """A JSON text in which every text under the name of a key is `[redacted]`, and all else as it was.
+
+    For bodies as they were sent (an MCP server's `authorization_token` in a request), which need not be valid JSON.
+    """
+    lower = raw.lower()
+    if not any(ending in lower for ending in _ENDINGS):
+        return raw
+    return _FIELD.sub(_field, raw)
+
+
+def _field(found: re.Match[bytes]) -> bytes:
+    if not is_secret_name(found[2].decode("latin-1")):
+        return found[0]
+    return found[1] + b'"' + REDACTED.encode() + b'"'
+
+
 def redact(value: Any, depth: int = 0) -> Any:
     """A copy of a JSON value in which every text under the name of a key is `[redacted]`.
 
@@ -46,9 +82,14 @@ def redact(value: Any, depth: int = 0) -> Any:
         if depth > MAX_DEPTH:
             return {}
         return {
-            name: REDACTED if isinstance(inner, str) and inner and is_secret_name(name) else redact(inner, depth + 1)
+            name: REDACTED if _is_text(inner) and is_secret_name(name) else redact(inner, depth + 1)
             for name, inner in value.items()
         }
     if isinstance(value, list):
         return [redact(inner, depth + 1) for inner in value] if depth <= MAX_DEPTH else []
     return value
+
+
+def _is_text(value: Any) -> bool:
+    """A text, or several: some clients give header values as lists."""
+    return bool(value) and (isinstance(value, str) or (isinstance(value, list) and all(type(v) is str for v in value)))

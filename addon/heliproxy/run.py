@@ -117,7 +117,12 @@ def run(
     refused, passed_on = proxy.troubles()
     facts = summary(settings.home, run_id)
     if summary_file is not None:
-        facts_out = {**facts, "command": list(command), "exit_status": status, "refused": dict(refused)}
+        from heliproxy.home import make_private_file
+        from heliproxy.secrets import redact_argument
+
+        shown = [redact_argument(one) for one in command]
+        facts_out = {**facts, "command": shown, "exit_status": status, "refused": dict(refused)}
+        make_private_file(summary_file)
         summary_file.write_text(json.dumps(facts_out, indent=2) + "\n", encoding="utf-8")
     if not quiet:
         _say([*log, *summary_lines(facts), *trouble_lines(facts, refused, name, passed_on, found.warnings)])

@@ -7,16 +7,37 @@ import hmac
 import os
 import re
 import secrets as random_source
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import unquote
+
+from heliproxy.policies.cache import is_credential
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
-_QUERY_SECRET = re.compile(
-    r"(?i)([?&](?:key|api[-_]?key|access[-_]?token|token|auth|sig|signature|code|secret|password|subscription-key"
-    r"|x-amz-(?:signature|credential|security-token))=)[^&#]*"
+_SECRET_PARAMETERS = frozenset(
+    "key apikey accesstoken token auth sig signature code secret password subscriptionkey authorization bearer "  # noqa: SIM905
+    "clientsecret refreshtoken idtoken sessiontoken jwt pass passwd pwd credential credentials accesskey secretkey "
+    "awsaccesskeyid xapikey xgoogapikey heliconeauth heliconeapikey xamzsignature xamzcredential xamzsecuritytoken "
+    "xgoogsignature xgoogcredential".split()
 )
-_PATH_SECRET = re.compile(r"(?i)/(?:sk|pk)-helicone[^/?#]*")
+_PATH_SECRET = re.compile(
+    r"(?i)/(?:(?:sk|pk)-helicone[^/?#]*"
+    r"|(?:sk|pk|rk|ek|gsk|csk|xai|pplx|hf|nvapi|r8|fw|tgp)[-_](?=[\w-]*[0-9])[\w-]{16,}|AIza[\w-]{30,})"
+)
+_SHAPES = re.compile(
+    r"(?i)\b(?:(?:sk|pk|rk|ek|gsk|csk|xai|pplx|hf|nvapi|r8|fw|tgp)[-_](?=[\w-]*[0-9])[\w-]{16,}|AIza[\w-]{30,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|ya29\.[\w.-]{20,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+)
+_BEARER = re.compile(r"(?i)\b(bearer|basic|aws4-hmac-sha256)\s+[^\s\"',;]+")
+_USERINFO = re.compile(r"(?<=://)[^/@\s\"'?#]*@")
+_PARAMETER = re.compile(r"([?&;])([\w%.-]{1,60})=([^&;#\s\"'<>]*)")
+_HEADER = re.compile(r"(?i)^([\w-]*(?:auth(?:orization)?|api[-_]?key|token|cookie|secret|password)\s*[:=]\s*)\S.*$")
+_SCHEME = re.compile(r"(?i)^(?:bearer|basic|token)\s+")
+_SUBPROTOCOL = re.compile(r"openai-insecure-api-key\.([^\s,]+)")
+SHORTEST = 8
+"""A shorter value is no key worth the name, and stands in many a text by chance."""
+REDACTED = "[redacted]"
 
 STORED_REQUEST_HEADERS = frozenset(
     {
@@ -92,9 +113,80 @@ _MAX_HEADER = 512
 
 def redact_path(path: str) -> str:
     """The path and query with every key in it replaced by `[redacted]`."""
-    if "helicone" in path:
-        path = _PATH_SECRET.sub("/[redacted]", path)
-    return _QUERY_SECRET.sub(r"\1[redacted]", path) if "?" in path else path
+    plain, mark, query = path.partition("?")
+    plain = _PATH_SECRET.sub("/" + REDACTED, plain)
+    if "://" in plain:  # what an importer could not take apart
+        plain = _USERINFO.sub(REDACTED + "@", plain)
+    return plain + _PARAMETER.sub(_parameter, mark + query) if mark else plain
+
+
+def redact_text(text: str) -> str:
+    """An error message, an address or an argument, without what looks like a key in it."""
+    if "://" in text:
+        text = _USERINFO.sub(REDACTED + "@", text)
+    if "=" in text:
+        text = _PARAMETER.sub(_parameter, text)
+    return _SHAPES.sub(REDACTED, _BEARER.sub(rf"\1 {REDACTED}", text))
+
+
+def redact_argument(text: str) -> str:
+    """As `redact_text`, for an argument of a command, which may be a whole header or a variable."""
+    return _HEADER.sub(rf"\1{REDACTED}", redact_text(text))
+
+
+def _parameter(found: re.Match[str]) -> str:
+    return f"{found[1]}{found[2]}={REDACTED}" if _parameter_is_secret(found[2]) else found[0]
+
+
+def carried_secrets(fields: Iterable[tuple[bytes, bytes]], path: str) -> tuple[str, ...]:
+    """Every key that a request carries, in its headers and its URL: what must not turn up in an echo of it."""
+    found: dict[str, None] = {}
+    for raw_name, raw_value in fields:
+        name = raw_name.decode("latin-1").lower()
+        value = raw_value.decode("utf-8", "surrogateescape")
+        if name == "sec-websocket-protocol":
+            found |= dict.fromkeys(_SUBPROTOCOL.findall(value))
+        elif name == "cookie":
+            found |= dict.fromkeys(part.partition("=")[2].strip() for part in value.split(";"))
+        elif is_credential(name):
+            found |= {value: None}
+            found |= dict.fromkeys(_SCHEME.sub("", part.strip()) for part in value.split(","))
+        elif "://" in value:
+            found |= dict.fromkeys(_secrets_of_url(value))
+    found |= dict.fromkeys(key[0][1:] for key in _PATH_SECRET.finditer(path.partition("?")[0]))
+    if "?" in path or "@" in path:
+        found |= dict.fromkeys(_secrets_of_url(path))
+    return tuple(sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True))
+
+
+def _secrets_of_url(url: str) -> Iterator[str]:
+    for found in _USERINFO.finditer(url):
+        user, _, password = found[0][:-1].partition(":")
+        yield from (password, unquote(password)) if password else (user, unquote(user))
+    for _, name, value in _PARAMETER.findall(url):
+        if _parameter_is_secret(name):
+            yield from (value, unquote(value))
+
+
+def _parameter_is_secret(name: str) -> bool:
+    return unquote(name).lower().replace("-", "").replace("_", "").replace(".", "") in _SECRET_PARAMETERS
+
+
+def scrub(text: str, secrets: Iterable[str]) -> str:
+    """The text without any of these keys."""
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, REDACTED)
+    return text
+
+
+def scrub_bytes(data: bytes, secrets: Iterable[str]) -> bytes:
+    """As `scrub`, for a body."""
+    for secret in secrets:
+        raw = secret.encode("utf-8", "surrogateescape")
+        if raw in data:
+            data = data.replace(raw, REDACTED.encode())
+    return data
 
 
 def stored_headers(fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[str]) -> dict[str, str]:
@@ -103,7 +195,8 @@ def stored_headers(fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[str
     for raw_name, raw_value in fields:
         name = raw_name.decode("latin-1").lower()
         if name in allowed or name.startswith(_STORED_PREFIXES):
-            kept[name] = raw_value[:_MAX_HEADER].decode("utf-8", "replace")
+            value = raw_value[:_MAX_HEADER].decode("utf-8", "replace")
+            kept[name] = redact_text(value) if "://" in value else value
     return kept
 
 
@@ -112,7 +205,9 @@ def credential(headers: Mapping[str, str], path: str) -> str | None:
     for name in CREDENTIAL_HEADERS:
         if value := headers.get(name):
             return value.removeprefix("Bearer ").strip()
-    if found := re.search(r"(?i)[?&]key=([^&#]+)", path):
+    if found := re.search(r"(?i)[?&](?:key|api[-_]?key|access[-_]?token)=([^&#]+)", path):
+        return found.group(1)
+    if found := _SUBPROTOCOL.search(headers.get("sec-websocket-protocol", "")):
         return found.group(1)
     return None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliproxy.faults import Faults
 from heliproxy.gates import Gates
-from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, make_private_folder
+from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, make_private_file, make_private_folder
 from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
 from heliproxy.rollup_thread import Filler
@@ -221,6 +221,7 @@ def _pricing(settings: Settings, secret: bytes) -> Pricing:
     if prices.snapshot_date is not None:
         (settings.home / PRICES_DATE_NAME).write_text(prices.snapshot_date.isoformat(), "ascii")
     keep_for_good()
+        make_private_file(settings.home / PRICES_DATE_NAME)
     return Pricing(prices, estimate, secret)
 
 
