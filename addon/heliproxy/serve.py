@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from heliproxy.certs import prepare
 from heliproxy.dispatch import DirectDispatch
 from heliproxy.early import StartError as StartError
 from heliproxy.lean import Master, core, disable_h2c, next_layer, proxyserver, tlsconfig
+from heliproxy.services import open_services
 from heliproxy.settings import Settings
+from heliproxy.workers import BACKLOG
 
 if TYPE_CHECKING:
     import socket
@@ -63,9 +66,12 @@ class Proxy:
     def __init__(self, settings: Settings, listener: socket.socket | None = None) -> None:
         self.settings = settings
         self._listener = listener
-        self.addon = Heliproxy()
+        self.addon = self._new_addon()
         self.master: HeadlessMaster | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def _new_addon(self) -> Heliproxy:
+        return Heliproxy(lambda found: open_services(replace(found, worker=self.settings.worker)))
 
     async def start(self) -> None:
         opts = options.Options()
@@ -74,7 +80,7 @@ class Proxy:
         if not all(name in opts for name in known):
             # An option of an addon we leave out: run with all of mitmproxy's.
             opts = options.Options()
-            self.addon = Heliproxy()
+            self.addon = self._new_addon()
             self.master = HeadlessMaster(opts, self.addon, everything=True)
         try:
             opts.update(**option_values(self.settings))
@@ -87,7 +93,7 @@ class Proxy:
         errors.install()
         try:
             if self._listener is not None:
-                await _adopt(server, modes[0], self._listener)
+                await _adopt(server, modes[0], self._listener, shared=self.settings.worker is not None)
             started = await server.servers.update(modes)
         finally:
             errors.uninstall()
@@ -141,10 +147,17 @@ class Proxy:
         await self.master.addons.get("proxyserver").servers.update([])
 
 
-async def _adopt(server: proxyserver.Proxyserver, mode: mode_specs.ProxyMode, listener: socket.socket) -> None:
-    """Have mitmproxy serve a port that is bound already, for which it has no option: it keeps a server it finds."""
+async def _adopt(
+    server: proxyserver.Proxyserver, mode: mode_specs.ProxyMode, listener: socket.socket, *, shared: bool
+) -> None:
+    """Have mitmproxy serve a port that is bound already, for which it has no option: it keeps a server it finds.
+
+    From a `shared` one it takes a single connection at a time, and leaves the next to a process that is less busy.
+    """
     instance: Any = mode_servers.ServerInstance.make(mode, server)
-    instance._servers = [await asyncio.start_server(instance.handle_stream, sock=listener)]
+    backlog = 1 if shared else BACKLOG
+    instance._servers = [await asyncio.start_server(instance.handle_stream, sock=listener, backlog=backlog)]
+    listener.listen(BACKLOG)
     server.servers._instances[mode] = instance
 
 
@@ -209,18 +222,20 @@ def quiet_logging(level: int = logging.WARNING) -> None:
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
 
 
-async def serve(settings: Settings, ready: Callable[[Proxy], None]) -> None:
-    """Run a proxy until SIGTERM or SIGINT.
+async def serve(settings: Settings, ready: Callable[[Proxy], None], listener: socket.socket | None = None) -> None:
+    """Run a proxy until SIGTERM or SIGINT; a worker also ends with the process that watches over it.
 
     Raises:
         StartError: it cannot start.
     """
-    proxy = Proxy(settings)
+    proxy = Proxy(settings, listener)
     await proxy.start()
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    if settings.worker is not None:
+        loop.add_reader(sys.stdin, stopped.set)
     ready(proxy)
     await stopped.wait()
     await proxy.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from typing import Any
 
 import click
@@ -11,7 +13,15 @@ from heliproxy.options import keep_door_shut, proxy_options
 
 @click.command("serve")
 @proxy_options()
-def serve_command(settings: Any) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Proxy processes behind the one port: one uses one core.",
+)
+def serve_command(settings: Any, workers: int) -> None:
     """Run the proxy, the dashboard and the REST API until stopped.
 
     Prints one line on stdout when connections are accepted. Ctrl-C or SIGTERM lets calls under way end first.
@@ -22,11 +32,26 @@ def serve_command(settings: Any) -> None:
     """
     import asyncio
 
+    from heliproxy.workers import WorkersError, duty, watch
+
+    task = duty()
+    if workers > 1 and task is None:
+        if sys.platform == "win32":
+            raise click.UsageError("--workers needs a system on which processes can share a listening socket")
+        logging.basicConfig(stream=sys.stderr, format="heliproxy: %(message)s")
+        try:
+            watch(settings, workers, sys.argv[1:], click.echo)
+        except WorkersError as e:
+            raise click.ClickException(str(e)) from e
+        return
+
     from heliproxy.serve import StartError, quiet_logging, serve
 
     quiet_logging()
+    if task is not None:
+        settings = task.settle(settings)
     try:
-        asyncio.run(serve(settings, _say_ready))
+        asyncio.run(serve(settings, _say_ready, task.listener if task is not None else None))
     except StartError as e:
         raise click.ClickException(str(e)) from e
     except OSError as e:

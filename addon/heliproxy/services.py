@@ -176,6 +176,8 @@ class Services:
         self.webhooks = open_webhooks(home / DATABASE_NAME, secret, origin, allowed_names(self.settings))
         self.webhooks.attach(self.recorder)
         self.filler = Filler(home / DATABASE_NAME)
+        if self.settings.worker:
+            return  # the first worker does what is done once for the database
         self.filler.start()
         if self.settings.retention:
             from heliproxy.housekeeping import Keeper

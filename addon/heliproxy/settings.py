@@ -55,6 +55,8 @@ class Settings:
     upstream_timeout: float = DEFAULT_UPSTREAM_TIMEOUT
     """Seconds an upstream may be silent; 0: for ever."""
     retention: Retention = field(default_factory=Retention)
+    worker: int | None = None
+    """The number of this process among those of `--workers`; None when there is just one."""
     run_id: str | None = None
     token: str | None = None
     chain: Chain | None = None
