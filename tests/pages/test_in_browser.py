@@ -237,6 +237,14 @@ def test_keys_move_open_and_search(tab: Any) -> None:
     assert tab.locator("dialog#help").is_visible()
 
 
+def test_ctrl_enter_asks_the_question(tab: Any) -> None:
+    tab.goto("/sql")
+    tab.get_by_label("Question in SQL").fill("SELECT 6 * 7 AS answer")
+    with tab.expect_navigation():
+        tab.keyboard.press("Control+Enter")
+    assert tab.get_by_role("cell", name="42").is_visible()
+
+
 def test_feedback_property_and_score_are_stored_and_shown(tab: Any) -> None:
     request_id = tab.request.get("/requests.json?status=ok").json()[-1]["id"]
     tab.goto(f"/requests/{request_id}")

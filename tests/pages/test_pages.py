@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from heliproxy.api.pages import page_routes
 from heliproxy.api.pages.context import Pages
-from heliproxy.api.pages.render import duration, image_source, money, share, tokens
+from heliproxy.api.pages.render import audio_source, duration, image_source, money, share, tokens
 from heliproxy.home import DATABASE_NAME
 from heliproxy.report import decimal_text
 from heliproxy.reports_cli import costs
@@ -412,6 +412,20 @@ def test_durations_read_as_people_say_them(ms: float | None, text: str) -> None:
 
 def test_shares_of_nothing_are_unknown() -> None:
     assert [share(1, 0), share(None, 4), share(1, 4), share(1, 400)] == ["–", "–", "25 %", "0.2 %"]
+
+
+@pytest.mark.parametrize(
+    ("source", "played"),
+    [
+        ("data:audio/wav;base64,AAAA", True),
+        ("DATA:AUDIO/MPEG;BASE64,AAAA", True),
+        ("data:text/html;base64,AAAA", False),
+        ("data:audio/wav,AAAA", False),
+        ("https://tracker.example/a.wav", False),
+    ],
+)
+def test_only_recordings_in_the_log_itself_are_played(source: str, played: bool) -> None:
+    assert bool(audio_source(source)) is played
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from heliproxy.report import decimal_text
 from heliproxy.statuses import CANCELLED, LOST, failure_mark, is_failed, open_word
 
 FOLDER = Path(__file__).parent
-# Everything comes from us: no inline script or style, no frame, no other host. Images in prompts arrive as data: URLs.
+# Everything comes from us: no inline script or style, no frame, no other host. Images and sounds in prompts arrive as
+# data: URLs.
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
@@ -73,7 +74,13 @@ def environment() -> Environment:
         "pretty": pretty,
         "tidy_json": tidy_json,
     }
-    env.globals |= {"pages": PAGES, "version": __version__, "link": link, "image_source": image_source}
+    env.globals |= {
+        "pages": PAGES,
+        "version": __version__,
+        "link": link,
+        "image_source": image_source,
+        "audio_source": audio_source,
+    }
     return env
 
 
@@ -235,6 +242,17 @@ _INLINE_IMAGES = (
     "data:image/gif;base64,",
     "data:image/webp;base64,",
 )
+
+
+_INLINE_SOUNDS = tuple(
+    f"data:audio/{kind};base64,"
+    for kind in ("wav", "x-wav", "mpeg", "mp3", "ogg", "opus", "webm", "flac", "aac", "mp4")
+)
+
+
+def audio_source(source: str) -> str:
+    """The `data:` URL of a recording that may be played in the page, else ""."""
+    return source if source[:40].lower().startswith(_INLINE_SOUNDS) else ""
 
 
 def image_source(source: str) -> str:

@@ -159,7 +159,7 @@ def timing(row: Row, attempts: list[Row]) -> list[dict[str, Any]]:
         outcome = str(attempt.get("status") or attempt.get("error") or "no answer")
         found.append({"kind": kind, "x": x(at), "width": width, "title": outcome})
         at += length
-        target = str(attempt.get("target") or "").partition("://")[2]
+        target = str(attempt.get("target") or "").rpartition("://")[2]
         bars.append({"title": f"{number}. {target}", "note": f"{outcome[:24]} · {duration(length)}", "parts": found})
     return bars
 

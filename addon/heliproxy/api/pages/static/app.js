@@ -99,6 +99,8 @@ function move(step) {
 }
 
 document.addEventListener("keydown", (event) => {
+  // In the question's field Enter is a new line, so it takes Ctrl or Cmd to ask.
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.matches?.("textarea")) event.target.form?.requestSubmit();
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target.matches?.("input, textarea, select");
   if (typing) {

@@ -6,6 +6,7 @@
   const table = document.querySelector("tbody[data-live]");
   const region = document.querySelector("[data-refresh]");
   const KEPT = 200; // rows in the page
+  const FEW = 8;
   let waiting = [];
   let missed = 0;
   let scheduled = false;
@@ -24,7 +25,8 @@
     const rows = [...holder.content.querySelectorAll("tr")].slice(0, KEPT);
     for (const row of rows) {
       document.getElementById(row.id)?.remove();
-      row.classList.add("new");
+      // A few new rows light up; of many at once it would only cost frames.
+      if (rows.length <= FEW) row.classList.add("new");
     }
     document.querySelector("tr.nothing")?.remove();
     const top = table.getBoundingClientRect().top;
