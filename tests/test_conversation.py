@@ -291,6 +291,7 @@ def test_text_is_harmless_in_a_terminal() -> None:
     shown = as_text([Turn("user\x1b[2J", (Part("text", "a\x1b[31mb\r\nc\td\u202e"),))])
     assert shown == "user␛[2J\n  a␛[31mb\n  c\td<RIGHT-TO-LEFT OVERRIDE>"
     assert visible("\x00\x7f\x9b") == "␀␡<U+009B>"
+    assert visible("\u061c\u2028") == "<ARABIC LETTER MARK><LINE SEPARATOR>"
 
 
 JSON = st.recursive(

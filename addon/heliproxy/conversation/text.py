@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from heliproxy.conversation.values import Part, Turn
 
 # C0 and C1 controls except tab and newline, DEL, and the marks that reorder what is around them.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
