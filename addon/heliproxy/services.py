@@ -221,9 +221,9 @@ def _pricing(settings: Settings, secret: bytes) -> Pricing:
 
     prices = Prices(settings.home)
     if prices.snapshot_date is not None:
+        make_private_file(settings.home / PRICES_DATE_NAME)
         (settings.home / PRICES_DATE_NAME).write_text(prices.snapshot_date.isoformat(), "ascii")
     keep_for_good()
-        make_private_file(settings.home / PRICES_DATE_NAME)
     return Pricing(prices, estimate, secret)
 
 
