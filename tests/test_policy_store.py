@@ -489,3 +489,61 @@ def test_one_store_serves_many_threads(state: StateFile) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+V1 = """
+PRAGMA auto_vacuum = INCREMENTAL;
+CREATE TABLE cache (key BLOB NOT NULL, idx INTEGER NOT NULL, created REAL NOT NULL, expires REAL NOT NULL,
+    size INTEGER NOT NULL, status INTEGER NOT NULL, headers TEXT NOT NULL, latency_ms REAL NOT NULL,
+    request_id TEXT NOT NULL, cost_usd REAL, usage TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (key, idx));
+CREATE INDEX cache_created ON cache (created, size);
+CREATE INDEX cache_expires ON cache (expires, size);
+CREATE TABLE buckets (id TEXT PRIMARY KEY, tokens REAL NOT NULL, updated REAL NOT NULL, policy TEXT NOT NULL,
+    full_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE budgets (name TEXT PRIMARY KEY, amount_usd REAL NOT NULL, per TEXT NOT NULL, scope TEXT,
+    action TEXT NOT NULL, created_at TEXT NOT NULL);
+INSERT INTO buckets VALUES ('b', 3.0, 0.0, '10;w=60', 42.0);
+INSERT INTO budgets VALUES ('day', 5.0, 'day', NULL, 'block', '2026-03-19T00:00:00.000Z');
+PRAGMA user_version = 1;
+"""
+
+
+def test_file_of_the_first_version_goes_on_with_its_buckets_and_budgets(state: StateFile, tmp_path: Path) -> None:
+    state.path.parent.mkdir()
+    with closing(sqlite3.connect(state.path)) as conn:
+        conn.executescript(V1)
+    assert LimitStore(state).take("b", POLICY, 0.0).tokens == 2.0
+    assert BudgetStore(state, tmp_path / "log.db").all() == (make_budget(5, "day", action="block"),)
+    assert CacheStore(state).save(KEY, 1, entry("a"), 60, 0.0) == 0
+
+
+def test_newer_file_is_left_unchanged_also_by_a_proxy(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript(V1 + "PRAGMA user_version = 99;")
+    before = path.read_bytes()
+    state = StateFile(path, mends=True)
+    assert LimitStore(state).take("b", POLICY, 0.0).warning
+    assert CacheStore(state).lookup_disk(KEY, 1, 0.0) == [None]
+    state.close()
+    assert path.read_bytes() == before
+
+
+def test_process_killed_while_it_makes_the_file_leaves_none_or_a_whole_one(state: StateFile) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from heliproxy import policy_store as p\n"
+        "p._SCHEMA = (*p._SCHEMA, 'SELECT slow()')\n"
+        "connect = p.sqlite3.connect\n"
+        "def slow(*a, **kw):\n"
+        "    conn = connect(*a, **kw)\n"
+        "    conn.create_function('slow', 0, lambda: (print('now', flush=True), time.sleep(60)))\n"
+        "    return conn\n"
+        "p.sqlite3.connect = slow\n"
+        "p.LimitStore(p.StateFile(Path(sys.argv[1]))).take('b', p.ratelimit.parse_policy('10;w=60'))\n"
+    )
+    command = [sys.executable, "-c", code, str(state.path)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": SOURCE}, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"now\n"
+        child.kill()
+    assert LimitStore(state).take("b", POLICY, 0.0).tokens == POLICY.quota - 1

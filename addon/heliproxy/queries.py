@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from heliproxy import rollups
 from heliproxy.bodies import Body, read_body
 from heliproxy.distributions import distribution, quantile, unpack
+from heliproxy.statuses import LOST
 from heliproxy.times import UNITS, buckets, label, stored_time
 
 if TYPE_CHECKING:
@@ -645,13 +646,13 @@ def note_lost(conn: sqlite3.Connection, rows: list[Row]) -> None:
     waiting = [row for row in rows if row["incomplete"] and row["status"] is None and row["error_type"] is None]
     if not waiting:
         return
-    from heliproxy import underway
+    from heliproxy.underway import LOST_ERROR, lost_ids
 
     file = conn.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
-    lost = underway.lost_ids(conn, Path(file).parent, waiting) if file else set()
+    lost = lost_ids(conn, Path(file).parent, waiting) if file else set()
     for row in waiting:
         if row["id"] in lost:
-            row["error_type"], row["error"] = underway.LOST, underway.LOST_ERROR
+            row["error_type"], row["error"] = LOST, LOST_ERROR
 
 
 def add_properties(conn: sqlite3.Connection, rows: list[Row]) -> None:
