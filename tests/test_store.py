@@ -488,3 +488,41 @@ def test_change_of_the_past_forgets_its_sums(path: Path, change: Any, expected: 
     change(writer)
     writer.close()
     assert forgotten(path) == expected
+
+
+def test_damage_in_the_middle_is_noticed_when_the_file_was_changed(path: Path, clock: Clock) -> None:
+    writer = make_writer(path, clock)
+    for i in range(500):
+        writer.add(record(f"{i:03}", preview="x" * 400))
+    writer.flush()
+    assert writer._conn is not None
+    writer._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    writer.add(record("early"))
+    writer.flush()
+    writer._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    clock.now += 100
+    with path.open("r+b") as file:  # not its beginning, and pages that SQLite may have in memory
+        file.seek(4096 * 20)
+        file.write(b"\xa5" * 4096 * 20)
+    writer.add(record("late"))
+    assert writer.flush() == 1
+    assert writer.set_aside == 1
+    writer.close()
+    assert rows(path) == [("late",)]
+
+
+def test_damage_found_after_a_crash_is_replaced(path: Path, clock: Clock) -> None:
+    writer = make_writer(path, clock)
+    for i in range(500):
+        writer.add(record(f"{i:03}", preview="x" * 400))
+    writer.close()
+    with path.open("r+b") as file:
+        file.seek(4096 * 20)
+        file.write(b"\xa5" * 4096 * 20)
+    Path(f"{path}-wal").touch()
+    writer = make_writer(path, clock)
+    writer.check_after_crash()
+    writer.add(record("late"))
+    writer.close()
+    assert writer.set_aside == 1
+    assert rows(path) == [("late",)]

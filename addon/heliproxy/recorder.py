@@ -284,6 +284,7 @@ class Recorder:
         assert self.writer is not None
         try:
             self.writer.be_patient(BUSY_SECONDS)
+            self.writer.check_after_crash()
             presence = Presence(self.writer.path.parent)
             presence.take()
         except Exception as e:

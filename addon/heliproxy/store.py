@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sqlite3
 import time
 from dataclasses import dataclass, field
@@ -79,6 +80,9 @@ POISON = (
 )
 Failure = (sqlite3.Error, OSError, SchemaError)
 
+MAX_CHECKED_BYTES = 64 << 20
+"""A file up to this is read in whole when it may be damaged, which takes a fifth of a second."""
+CHECK_SECONDS = 60.0
 LEAST_SIZE = 512
 """Bytes of the smallest SQLite database."""
 MAX_ODD_FAILURES = 20
@@ -234,8 +238,10 @@ class Writer:
         self._max_body_bytes = max_body_bytes
         self._conn: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
-        self._seen: tuple[int, int] | None = None
-        """When the file was last changed, and its size, as it was found to be sound."""
+        self._found_wal = False
+        self._check_at = 0.0
+        self._seen: tuple[int, int, int, int] | None = None
+        """How file and WAL were (see `_change_id`) when they were last known to be sound."""
         self._rows: dict[str, tuple[Any, ...]] = {}
         self._properties: list[tuple[Any, ...]] = []
         self._bodies: dict[str, tuple[Any, ...]] = {}
@@ -319,6 +325,7 @@ class Writer:
             lost_bodies = self._write(conn, PUT_BODY, list(self._bodies.values()))
             opened = self._note_opened(conn)
         self._opened = opened
+        self._seen = self._change_id()
         self._odd_failures = 0
         self._rows = {}
         self._properties = []
@@ -434,6 +441,7 @@ class Writer:
             self._check_changed()
             return
         self._disconnect()
+        self._found_wal = Path(f"{self.path}-wal").exists()
         try:
             self._conn = open_writer(self.path, self._busy_timeout)
         except sqlite3.DatabaseError as e:
@@ -526,33 +534,65 @@ class Writer:
         return info.st_dev, info.st_ino
 
     def _check_changed(self) -> None:
-        """Look at the file itself when anybody changed it. Raises DamagedError.
+        """Look at the file itself when somebody else changed it or its WAL. Raises DamagedError.
 
-        It changes at checkpoints, which are rare. When it was overwritten by another program, SQLite, which has pages
-        in memory, would go on writing into it for a while. The look must be SQLite's: closing a file of our own would
-        take away the locks that this process has on it, and another process would think nobody uses the WAL.
+        Another process that writes, or another program that overwrote it: SQLite, which has pages in memory, would not
+        notice for a while. The look must be SQLite's: closing a file of our own would take away the locks that this
+        process has on it, and another process would think nobody uses the WAL.
         """
         changed = self._change_id()
         if changed == self._seen:
             return
         if changed is not None and changed[1] < LEAST_SIZE:
             raise DamagedError(f"{self.path.name} was cut to {changed[1]} bytes")
-        try:
-            connect_reader(f"file:{quote(str(self.path.absolute()))}?mode=ro").close()
-        except SchemaError as e:
-            raise DamagedError(str(e)) from e
-        except sqlite3.Error as e:
-            if primary_code(e) == sqlite3.SQLITE_CORRUPT:
-                raise DamagedError(str(e)) from e
-            return  # locked, out of handles: another time
-        self._seen = changed
+        deep = self._seen is not None and self._monotonic() >= self._check_at
+        if self.check(deep=deep):
+            self._seen = changed
 
-    def _change_id(self) -> tuple[int, int] | None:
+    def check(self, *, deep: bool = True) -> bool:
+        """Read the beginning of the file, with `deep` all of one that is not too large; False when it is in use.
+
+        Raises DamagedError.
+        """
         try:
-            info = self.path.stat()
+            with contextlib.closing(connect_reader(f"file:{quote(str(self.path.absolute()))}?mode=ro")) as conn:
+                conn.execute("SELECT 1 FROM requests LIMIT 1").fetchone()
+                found = self._checked(conn) if deep else "ok"
+        except (SchemaError, sqlite3.Error, OSError) as e:
+            codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: no such table
+            if isinstance(e, SchemaError) or primary_code(e) in codes:
+                raise DamagedError(str(e)) from e
+            return False  # locked, out of handles: another time
+        if found != "ok":
+            raise DamagedError(found)
+        return True
+
+    def _checked(self, conn: sqlite3.Connection) -> str:
+        if self.path.stat().st_size > MAX_CHECKED_BYTES:
+            return "ok"
+        self._check_at = self._monotonic() + CHECK_SECONDS
+        return str(conn.execute("PRAGMA quick_check(1)").fetchone()[0])
+
+    def check_after_crash(self) -> None:
+        """Read all of a file that somebody left without closing it, and replace it if it is damaged. Does not raise."""
+        if not self._found_wal:
+            return
+        try:
+            self.check()
+        except DamagedError as e:
+            self._failed(e)
+
+    def _change_id(self) -> tuple[int, int, int, int] | None:
+        """When the file and its WAL were changed, and how long they are."""
+        try:
+            info = os.stat(self.path)  # noqa: PTH116 - asked at every commit, and half as dear as Path's
         except OSError:
             return None
-        return info.st_mtime_ns, info.st_size
+        try:
+            wal = os.stat(f"{self.path}-wal")  # noqa: PTH116
+        except OSError:
+            return info.st_mtime_ns, info.st_size, 0, 0
+        return info.st_mtime_ns, info.st_size, wal.st_mtime_ns, wal.st_size
 
     def _disconnect(self) -> None:
         if self._conn is not None:

@@ -120,8 +120,13 @@ def run(budget_seconds: float) -> list[Figure]:
                 Figure("memory at the end", running.resident_mib(), "MiB", holds=running.resident_mib() < 300),
                 Figure("files set aside", health["damaged_files"]),
             ]
-        whole = integrity(home / "heliproxy.db") == "ok"
-    return [*figures, Figure("file whole at the end", int(whole), holds=whole)]
+        with served(home, up.url) as running:  # which looks at what the killed one left
+            key = running.ask().headers["helicone-id"]
+            flushed = bool(running.health(flush=True)["flushed"])
+            stored = bool(query(home, "SELECT id FROM requests WHERE id = ?", key))
+            running.stop()
+        whole = flushed and stored and integrity(home / "heliproxy.db") == "ok"
+    return [*figures, Figure("file whole after a restart", int(whole), holds=whole)]
 
 
 def suffer(running: Served, fault: Fault, keeps: bool, seconds: float, usual: float) -> list[Figure]:
