@@ -254,6 +254,18 @@ def test_answer_that_broke_off_is_no_success(tmp_path: Path) -> None:
     assert "1 failed" in client.get("/sessions/s1").text
 
 
+def test_several_values_of_a_filter_are_removed_one_by_one(client: TestClient) -> None:
+    page = client.get("/requests?model=gpt-4o-mini&model=gpt-5&status=ok").text
+    chips = re.findall(r'class="chip" href="([^"]*)" title="[^"]*">([^<]*) <', page)
+    assert chips == [
+        ("/requests?model=gpt-5&amp;status=ok", "model: gpt-4o-mini"),
+        ("/requests?model=gpt-4o-mini&amp;status=ok", "model: gpt-5"),
+        ("/requests?model=gpt-4o-mini&amp;model=gpt-5", "status: ok"),
+    ]
+    form = page.partition('class="filters"')[2].partition("</form>")[0]
+    assert form.count('type="hidden" name="model"') == 2
+
+
 def test_filters_outlast_another_one(client: TestClient) -> None:
     page = client.get("/requests?run=r1&host=h1&key=k1&prompt=p1&provider=openai&session=s1").text
     form = page.partition('class="filters"')[2].partition("</form>")[0]

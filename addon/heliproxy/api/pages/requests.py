@@ -76,13 +76,19 @@ def chips(kept: dict[str, Any], problems: list[str]) -> list[tuple[str, str]]:
     """Each filter as a title and the URL without it."""
     found = [(problem, link("/requests", kept, before=None)) for problem in problems]
     for name in (*ONE, "q"):
-        if name in kept:
-            title = f"contains “{kept[name]}”" if name == "q" else f"{name}: {kept[name]}"
-            found.append((title, link("/requests", kept, before=None, **{name: None})))
+        values = as_list(kept.get(name))
+        for value in values:
+            title = f"contains “{value}”" if name == "q" else f"{name}: {value}"
+            rest = [other for other in values if other != value]
+            found.append((title, link("/requests", kept, before=None, **{name: rest})))
     for item in kept.get("property", []):
         rest = [other for other in kept["property"] if other != item]
         found.append((item.replace("=", ": ", 1), link("/requests", kept, before=None, property=rest)))
     return found
+
+
+def as_list(value: Any) -> list[str]:
+    return [] if not value else [value] if isinstance(value, str) else value
 
 
 def export_rows(pages: Pages, filters: Filters, text: str) -> Iterator[Row]:

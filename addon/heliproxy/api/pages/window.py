@@ -119,7 +119,11 @@ def chosen(filters: Filters) -> tuple[Any, ...]:
 def kept_params(params: QueryParams) -> dict[str, Any]:
     """The parameters a link to the same page keeps: single values as text, repeated ones as lists."""
     found: dict[str, Any] = {}
-    for name in (*ONE, "q", "range", "since", "until", "before", "by"):
+    for name in ONE:
+        values = [value.strip()[:500] for value in params.getlist(name) if value.strip()][:20]
+        if values:
+            found[name] = values if len(values) > 1 else values[0]
+    for name in ("q", "range", "since", "until", "before", "by"):
         value = params.get(name, "").strip()[:500]
         if value:
             found[name] = value
