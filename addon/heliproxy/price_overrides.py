@@ -123,7 +123,7 @@ def _read_toml(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
         return {}, ""
     try:
         return tomllib.loads(text), text
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # a number of too many digits is no TOMLDecodeError
         problems.append(f"{path.name}: not valid TOML, nothing of it is used: {e}")
         return {}, text
 

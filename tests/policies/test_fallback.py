@@ -143,6 +143,12 @@ def test_model_strings(text: str, entries: tuple[GatewayEntry, ...], excluded: s
     assert parse_model_string(text) == (entries, excluded)
 
 
+def test_provider_that_is_no_text_is_a_400() -> None:
+    with pytest.raises(DirectiveError) as caught:
+        parse_model_string("gpt-4o/openai,!\ud800")
+    assert caught.value.answer.status == 400
+
+
 @pytest.mark.parametrize("text", ["!", "gpt-4o,!", "!nobody"])
 def test_exclusion_needs_a_known_provider(text: str) -> None:
     with pytest.raises(DirectiveError) as caught:

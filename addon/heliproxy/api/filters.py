@@ -191,7 +191,13 @@ prompts are kept as properties of their own."""
 
 def condition(tree: Any, where: str = "filter") -> Condition:
     """Compile a filter. Raises ApiError(400) that names the part that is wrong."""
-    return _Compiler().node(tree, where, 0)
+    found = _Compiler().node(tree, where, 0)
+    return Condition(found.sql, tuple(map(_storable, found.values)))
+
+
+def _storable(value: Any) -> Any:
+    """Text as it is stored: SQLite takes no lone surrogates."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
 
 
 class _Compiler:

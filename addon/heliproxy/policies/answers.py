@@ -44,7 +44,8 @@ class DirectiveError(ValueError):
 
 def text_answer(status: int, message: str, reason: str = "directive") -> Answer:
     """The plain text form of pipeline errors (section 2.0, last line)."""
-    return Answer(status, (("content-type", "text/plain;charset=UTF-8"),), one_line(message).encode(), reason)
+    body = one_line(message).encode("utf-8", "replace")
+    return Answer(status, (("content-type", "text/plain;charset=UTF-8"),), body, reason)
 
 
 def json_answer(
