@@ -329,6 +329,42 @@ def test_steady_clock_never_steps_back() -> None:
     assert abs(first - datetime.now(UTC).timestamp()) < 5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the clock that counts suspended time has this name on Linux only")
+def test_steady_clock_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = [0.0]
+    awake = time.clock_gettime
+
+    def boottime(number: int) -> float:
+        return awake(number) + (slept[0] if number == time.CLOCK_BOOTTIME else 0.0)
+
+    monkeypatch.setattr(time, "clock_gettime", boottime)
+    clock = steady_clock()
+    before = clock()
+    slept[0] = 8 * 3600.0
+    assert 8 * 3600 <= clock() - before < 8 * 3600 + 5
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_wall_clock_that_steps_an_hour_moves_no_limit(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    store = LimitStore(state)
+    for _ in range(10):
+        assert store.take("b", POLICY).allowed
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    assert not store.take("b", POLICY).allowed
+
+
+@pytest.mark.parametrize(("step", "found"), [(3600.0, False), (-3600.0, True)])
+def test_wall_clock_that_steps_moves_entries_no_further_than_itself(state: StateFile, step: float, found: bool) -> None:
+    store = CacheStore(state)
+    store.save(KEY, 1, entry("a"), 600, 10_000.0)
+    assert (store.lookup_disk(KEY, 1, 10_000.0 + step)[0] is not None) is found
+    assert store.lookup_disk(KEY, 1, 10_599.0)[0] is not None or not found
+    assert store.lookup_disk(KEY, 1, 10_601.0)[0] is None
+
+
 # --- budgets ----------------------------------------------------------------------------------------------------------
 
 

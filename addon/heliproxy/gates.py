@@ -32,6 +32,7 @@ from heliproxy.policies.ratelimit import Policy
 from heliproxy.policies.sigv4 import NOT_KEPT, Credentials, region_of, signed
 from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
 from heliproxy.record import DECODE_LIMIT, REPEATED, is_stream_type, is_whole, lower_headers
+from heliproxy.times import local_now
 
 logger = logging.getLogger(__name__)
 
@@ -358,7 +359,7 @@ class Gates:
             session=directives.session_id,
             properties=directives.properties,
         )
-        now = datetime.now().astimezone()
+        now = local_now()
         try:
             state = await _in_thread(self.budgets.decide, spender, now)
         except budget.SpendingUnknownError as e:
@@ -374,7 +375,7 @@ class Gates:
         return None
 
     def _spend(self, spender: Spender, exchange: Exchange, outcome: Outcome) -> None:
-        self.budgets.add(spender, outcome.cost_usd, datetime.now().astimezone())
+        self.budgets.add(spender, outcome.cost_usd, local_now())
 
     async def _limit(self, exchange: Exchange, body: bytes) -> Answer | None:
         directives = exchange.directives

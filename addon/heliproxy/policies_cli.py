@@ -107,7 +107,9 @@ def budget() -> None:
 
 
 def _now() -> datetime:
-    return datetime.now().astimezone()
+    from heliproxy.times import local_now
+
+    return local_now()
 
 
 @budget.command("set")

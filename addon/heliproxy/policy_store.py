@@ -19,9 +19,11 @@ import json
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cachetools import LRUCache
@@ -462,9 +464,23 @@ _PUT_BUCKET = (
 
 def steady_clock() -> Callable[[], float]:
     """A clock in Unix seconds that never steps back or jumps within this process: wall time at its making, then
-    monotonic. Restarts and other processes agree with it as far as their wall clocks do."""
-    offset = time.time() - time.monotonic()
-    return lambda: offset + time.monotonic()
+    monotonic. Restarts and other processes agree with it as far as their wall clocks do.
+
+    It goes on while the machine is suspended: a process that lived through a night's sleep would otherwise be hours
+    behind one that was started after it, and each would refill the buckets they share anew.
+    """
+    monotonic = _monotonic()
+    offset = time.time() - monotonic()
+    return lambda: offset + monotonic()
+
+
+def _monotonic() -> Callable[[], float]:
+    """A monotonic clock that counts suspended time too. On Linux CLOCK_MONOTONIC does not, on macOS it does, and
+    there it is `time.monotonic` that does not."""
+    if sys.platform == "win32":
+        return time.monotonic
+    number = time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_MONOTONIC
+    return partial(time.clock_gettime, number)
 
 
 class LimitStore:

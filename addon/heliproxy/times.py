@@ -38,6 +38,12 @@ class SystemZone(tzinfo):
         return "local"
 
 
+def local_now() -> datetime:
+    """Now, in the zone of this machine with its rules. `datetime.now().astimezone()` only knows the offset of today,
+    so that a month in which the clocks change would begin an hour off."""
+    return datetime.now(SystemZone())
+
+
 def parse_zone(name: str | None) -> tzinfo:
     """The zone of an IANA name, "UTC", or None / "local" for the machine's own. Raises ValueError."""
     if name is None or name.lower() == "local":

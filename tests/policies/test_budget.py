@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -18,6 +21,7 @@ from heliproxy.policies.budget import (
     utc_text,
     warning,
 )
+from heliproxy.times import local_now
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -107,3 +111,35 @@ def test_block_answer_names_the_budget() -> None:
 
 def test_warning_is_one_line() -> None:
     assert warning(state(1.5, value="a\r\nb")) == "budget of 1 USD per day by user (ab) is used up: 1.5000 USD spent"
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine stands in Berlin."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
+def test_month_begins_at_midnight_although_clocks_have_changed_since() -> None:
+    zone = local_now().tzinfo
+    assert utc_text(period_start("month", datetime(2026, 3, 31, 12, tzinfo=zone))) == "2026-02-28T23:00:00.000Z"
+    assert utc_text(period_start("month", datetime(2026, 10, 31, 12, tzinfo=zone))) == "2026-09-30T22:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("now", "start"),
+    [
+        ("2026-03-29T12:00+02:00", "2026-03-28T23:00:00.000Z"),  # summer time began that night
+        ("2026-03-29T01:30+01:00", "2026-03-28T23:00:00.000Z"),
+        ("2026-10-25T02:30+02:00", "2026-10-24T22:00:00.000Z"),  # the hour that comes twice
+        ("2026-10-25T02:30+01:00", "2026-10-24T22:00:00.000Z"),
+        ("2026-10-25T12:00+01:00", "2026-10-24T22:00:00.000Z"),
+    ],
+)
+def test_day_begins_at_midnight_when_clocks_change(now: str, start: str) -> None:
+    moment = datetime.fromisoformat(now).astimezone(ZoneInfo("Europe/Berlin"))
+    assert utc_text(period_start("day", moment)) == start
