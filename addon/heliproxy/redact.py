@@ -61,10 +61,20 @@ def redact_body(raw: bytes) -> bytes:
 
     For bodies as they were sent (an MCP server's `authorization_token` in a request), which need not be valid JSON.
     """
-    lower = raw.lower()
-    if not any(ending in lower for ending in _ENDINGS):
-        return raw
-    return _FIELD.sub(_field, raw)
+    return _FIELD.sub(_field, raw) if _names_a_key(raw) else raw
+
+
+_END_OF_NAME = re.compile(rb'"\s*:')
+_LONGEST_ENDING = max(map(len, _ENDINGS))
+
+
+def _names_a_key(raw: bytes) -> bool:
+    """Whether some name in this JSON text ends like that of a key: a prompt is long, and has few names."""
+    if raw.count(b'"') * 200 > len(raw):
+        lower = raw.lower()
+        return any(ending in lower for ending in _ENDINGS)
+    ends = (found.start() + 1 for found in _END_OF_NAME.finditer(raw))
+    return any(raw[max(0, end - _LONGEST_ENDING) : end].lower().endswith(_ENDINGS) for end in ends)
 
 
 def _field(found: re.Match[bytes]) -> bytes:
