@@ -252,6 +252,7 @@ def test_commands_work_beside_a_proxy_under_load(path: Path, upstream: Upstream,
         assert running.wait_for(lambda: len(load.answered) > 50)
         running.health(flush=True)
     assert (load.wrong, load.failures) == ([], [])
+    assert b"sk-test-canary" not in (tmp_path / "copy.db").read_bytes()
     assert {key for key, _ in load.answered[:50]} <= {
         row["id"] for row in query(path.parent, "SELECT id FROM requests")
     }

@@ -38,6 +38,7 @@ OPEN_AFTER_SECONDS = 0.5
 """A call that runs longer than this gets its row before it is over, so that a crash does not hide it."""
 SWEEP_SECONDS = 60.0
 """How often rows that other processes left open when they died are marked as lost."""
+AFTER_FAILURE_SECONDS = 0.1
 BUSY_SECONDS = 1.0
 """How long a commit waits for another process's lock. What comes in meanwhile waits in memory, unread."""
 MAX_PENDING_BYTES = 256 * 1024 * 1024
@@ -278,6 +279,7 @@ class Recorder:
                 self._work()
             except Exception as e:
                 self._failed(e)
+                time.sleep(AFTER_FAILURE_SECONDS)  # what fails at once fails again at once
 
     def _be_present(self) -> None:
         """Let other processes see that this one lives, and so which open rows are still worked on."""

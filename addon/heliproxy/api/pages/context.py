@@ -77,7 +77,10 @@ class Pages:
         recorder = self.recorder()
         if recorder is None:
             return ""
-        counters = recorder.counters
-        if not counters.lost_rows and not counters.lost_bodies:
-            return ""
-        return f"{counters.lost_rows:,} rows and {counters.lost_bodies:,} bodies could not be logged"
+        facts = recorder.facts()
+        said = []
+        if facts["away_since"]:
+            said.append(f"the database cannot be written, {facts['unwritten']:,} rows wait")
+        if facts["lost_rows"] or facts["lost_bodies"]:
+            said.append(f"{facts['lost_rows']:,} rows and {facts['lost_bodies']:,} bodies could not be logged")
+        return "; ".join(said)
