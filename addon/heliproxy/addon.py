@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mitmproxy import connection, ctx, exceptions, http, tls
 from mitmproxy.proxy.mode_specs import RegularMode
 
-from heliproxy import attempts, dispatch, entry, fallbacks, fast_layers, flows, hosts, reach, targets, trailers
+from heliproxy import attempts, bounds, dispatch, entry, fallbacks, fast_layers, flows, hosts, reach, targets, trailers
 from heliproxy.chain import Chain, chain_of
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.environment import original_env, run_of
@@ -272,6 +272,7 @@ class Heliproxy:
         dispatch.use(ctx.master)
         fast_layers.use()
         trailers.use()
+        bounds.use()
         self._retries_off = attempts.available()
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)

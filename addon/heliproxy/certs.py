@@ -313,7 +313,7 @@ def _write_ca(paths: CaPaths, key: EllipticCurvePrivateKey, hosts: tuple[str, ..
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     write_atomically(paths.key_and_cert, key_pem + pem, 0o600)
-    write_atomically(paths.cert, pem, 0o644)
+    write_atomically(paths.cert, pem, 0o600)
 
 
 def _tidy(paths: CaPaths, cert: x509.Certificate) -> None:
@@ -324,7 +324,7 @@ def _tidy(paths: CaPaths, cert: x509.Certificate) -> None:
         paths.key_and_cert.chmod(0o600)
     pem = cert.public_bytes(serialization.Encoding.PEM)
     if not paths.cert.exists() or paths.cert.read_bytes() != pem:
-        write_atomically(paths.cert, pem, 0o644)
+        write_atomically(paths.cert, pem, 0o600)
 
 
 @contextlib.contextmanager
@@ -485,7 +485,7 @@ def _build(target: Path, base: str, sources: list[Path]) -> Path:
             if key not in seen:
                 seen.add(key)
                 blocks.append(match[0].replace(b"\r\n", b"\n") + b"\n")
-    write_atomically(target, head + b"".join(blocks), 0o644)
+    write_atomically(target, head + b"".join(blocks), 0o600)
     return target
 
 
@@ -523,7 +523,7 @@ def php_folder(home: Path, roots: Path) -> Path:
     target = folder / "heliproxy.ini"
     if not target.exists() or target.read_bytes() != ini:
         make_private_folder(folder)
-        write_atomically(target, ini, 0o644)
+        write_atomically(target, ini, 0o600)
     return folder
 
 
@@ -543,5 +543,5 @@ def java_store(home: Path, roots: Path) -> Path:
             with contextlib.suppress(ValueError):
                 cert = x509.load_pem_x509_certificate(match[0])
                 entries.append(pkcs12.PKCS12Certificate(cert, b"%d" % number))
-    write_atomically(target, pkcs12.serialize_java_truststore(entries, BestAvailableEncryption(b"changeit")), 0o644)
+    write_atomically(target, pkcs12.serialize_java_truststore(entries, BestAvailableEncryption(b"changeit")), 0o600)
     return target

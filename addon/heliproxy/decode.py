@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import brotli  # type: ignore[import-untyped]
@@ -149,16 +150,17 @@ class Decoder:
 
     def feed(self, data: bytes) -> bytes:
         """The decoded bytes these encoded bytes stand for. Never raises."""
-        if self._over():
-            return b""
-        if not self._stages:
-            return self._cut(data)
-        out: list[bytes] = []
+        return b"".join(self.pieces(data))
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """As `feed`, but piece by piece, each of about a megabyte at most: little input may stand for very much."""
+        if not self._stages and not self._over():
+            yield self._cut(data)
+            return
         for start in range(0, len(data), _SLICE):
-            out.append(self._run(data[start : start + _SLICE], 0))
             if self._over():
-                break
-        return b"".join(out)
+                return
+            yield from self._run(data[start : start + _SLICE], 0)
 
     def _cut(self, data: bytes) -> bytes:
         if len(data) > self._room:
@@ -167,24 +169,25 @@ class Decoder:
         self._room -= len(data)
         return data
 
-    def _run(self, data: bytes, index: int) -> bytes:
-        """Push bytes through the stages from `index` on; returns what comes out of the last."""
+    def _run(self, data: bytes, index: int) -> Iterator[bytes]:
+        """Push bytes through the stages from `index` on; gives what comes out of the last."""
         if index == len(self._stages):
-            return self._cut(data)
+            data = self._cut(data)
+            if data:
+                yield data
+            return
         stage = self._stages[index]
-        out: list[bytes] = []
         waiting = True
         while waiting:
             try:
                 piece = stage.step(data, min(_STEP, self._room + 1))
             except _ERRORS:
                 self.broken = True
-                break
+                return
             data = b""
             if piece:
-                out.append(self._run(piece, index + 1))
+                yield from self._run(piece, index + 1)
             waiting = stage.more and not self._over()
-        return b"".join(out)
 
 
 def decode(data: bytes, encoding: str | None, limit: int) -> bytes:

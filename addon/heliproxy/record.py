@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from heliproxy.bodies import Body
-from heliproxy.decode import Decoder, decode
+from heliproxy.decode import Decoder
 from heliproxy.exchange import (
     STATUS_CANCELLED,
     STATUS_TIMEOUT,
@@ -48,6 +48,8 @@ STORED_LIMIT = 1024 * 1024
 """Bytes of one body that are kept."""
 STREAM_LIMIT = 256 * 1024 * 1024
 """Decoded bytes of one stream we read before giving up on it (hours of tokens; a bomb is stopped)."""
+PLAUSIBLE_RATIO = 250
+"""Decoded bytes for one encoded that a long stream may have; event streams have about 20, bombs a thousand."""
 
 USAGE_LIMIT = 64 * 1024
 """Characters of a provider's usage object that are kept."""
@@ -80,18 +82,22 @@ class Pricing:
 class Sink:
     """Takes a streamed response piece by piece: keeps its head, feeds the format's parser with the rest."""
 
-    __slots__ = ("broken", "decoder", "head", "parser", "raw", "truncated")
+    __slots__ = ("bomb", "broken", "decoded", "decoder", "encoded", "head", "parser", "raw", "truncated")
 
     def __init__(self, exchange: Exchange) -> None:
         headers = lower_headers(exchange.response_headers)
         content_type = headers.get("content-type", "")
-        self.decoder = Decoder(headers.get("content-encoding"), STREAM_LIMIT)
         self.parser: StreamParser | None = None
         format = FORMATS.get(exchange.route.format)
         # Some servers stream without saying so: what the request asked for counts too.
         streamed = is_stream_type(content_type) or asked(exchange).stream
         if format is not None and is_success(exchange.status) and streamed:
             self.parser = format.stream(content_type)
+        # One byte more than is read, so that what was cut off shows.
+        limit = STREAM_LIMIT if self.parser is not None else DECODE_LIMIT + 1
+        self.decoder = Decoder(headers.get("content-encoding"), limit)
+        self.encoded = self.decoded = 0
+        self.bomb = False
         self.head = bytearray()
         self.truncated = False
         self.broken: str | None = None
@@ -103,7 +109,15 @@ class Sink:
             self.raw += data
             if len(self.raw) > MAX_ENTRY_BYTES:
                 self.raw = None
-        decoded = self.decoder.feed(data)
+        self.encoded += len(data)
+        for decoded in self.decoder.pieces(data):
+            self._take(decoded)
+            self.decoded += len(decoded)
+            if self.decoded > DECODE_LIMIT and self.decoded > PLAUSIBLE_RATIO * self.encoded:
+                self.bomb = self.decoder.broken = self.truncated = True
+                self.broken = self.broken or f"{self.encoded} bytes decode to more than {DECODE_LIMIT}"
+
+    def _take(self, decoded: bytes) -> None:
         limit = STORED_LIMIT if self.parser is not None else DECODE_LIMIT
         room = limit - len(self.head)
         if len(decoded) > room:
@@ -121,7 +135,7 @@ def asked(exchange: Exchange) -> Ask:
     """What the request asks for, read once; empty when its format is unknown or cannot read it."""
     if exchange.ask is None:
         headers = lower_headers(exchange.request_headers)
-        exchange.request_decoded = decode(exchange.request_body or b"", headers.get("content-encoding"), DECODE_LIMIT)
+        exchange.request_decoded = _decoded(exchange.request_body or b"", headers.get("content-encoding"))
         format = FORMATS.get(exchange.route.format)
         exchange.ask = Ask()
         if format is not None:
@@ -130,6 +144,15 @@ def asked(exchange: Exchange) -> Ask:
             except Exception as e:
                 exchange.parse_error = f"request: {type(e).__name__}: {e}"
     return exchange.ask
+
+
+def _decoded(body: bytes, encoding: str | None) -> bytes:
+    """A body as it was meant; of one that is too long to be read, the part that is kept."""
+    decoder = Decoder(encoding, DECODE_LIMIT)
+    pieces = list(decoder.pieces(body))
+    if not decoder.full:
+        return b"".join(pieces)
+    return b"".join(pieces[: STORED_LIMIT // max(1, len(pieces[0])) + 1])[: STORED_LIMIT + 1]
 
 
 def is_success(status: int | None) -> bool:
@@ -311,13 +334,15 @@ def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Repl
     if exchange.chunks:
         sink.feed(exchange.chunks)
         exchange.chunks = []
-    response = bytes(sink.head)
+    cut = sink.truncated and sink.parser is None
+    response = bytes(sink.head[: STORED_LIMIT + 1]) if cut else bytes(sink.head)
     if format is not None and exchange.status is not None:
         try:
-            reply = _reply(format, sink, exchange.status, response, response_headers)
+            # What was cut off is no JSON any more; reading 16 MiB of it only costs memory.
+            reply = _reply(format, sink, exchange.status, b"" if cut else response, response_headers)
         except Exception as e:
             parse_error = f"response: {type(e).__name__}: {e}"
-        if sink.broken or (sink.truncated and sink.parser is None):
+        if sink.broken or cut:
             parse_error = parse_error or sink.broken or f"response body is longer than {DECODE_LIMIT} bytes"
     return reply, response, parse_error, sink.truncated or len(response) > STORED_LIMIT
 
@@ -442,7 +467,7 @@ def _price(
     cut = not reply.complete and reply.error is None
     if usage is not None and not cut and usage.input_tokens is not None:
         source = "provider"
-    elif billable and reply.error is None and exchange.route.format:
+    elif billable and reply.error is None and exchange.route.format and not getattr(exchange.sink, "bomb", False):
         estimate = pricing.estimate(exchange.route.format, exchange.route.provider, row["model"], request, reply)
         if estimate is not None:
             usage, source, lower_bound = estimate.usage, "estimated", int(estimate.lower_bound or cut)

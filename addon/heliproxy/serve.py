@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -87,6 +88,7 @@ class Proxy:
             opts.set(*self.settings.mitm_options)
         except (exceptions.OptionsError, ValueError, KeyError) as e:
             raise StartError(f"--set: {e}") from e
+        _tighten(self.settings.home / "ca" / "mitmproxy-dhparam.pem")
         server = self.master.addons.get("proxyserver")
         modes = [mode_specs.ProxyMode.parse(m) for m in opts.mode]
         errors = _Errors()
@@ -159,6 +161,13 @@ async def _adopt(
     instance._servers = [await asyncio.start_server(instance.handle_stream, sock=listener, backlog=backlog)]
     listener.listen(BACKLOG)
     server.servers._instances[mode] = instance
+
+
+def _tighten(path: Path) -> None:
+    """Make a file that mitmproxy has written, by the umask, its owner's alone."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 class _Errors(MitmLogHandler):

@@ -1,0 +1,91 @@
+"""How long the head of an HTTP/1 message may be. mitmproxy collects it without end, and logs what is left of it.
+
+HTTP/2 has its own bound (64 KiB of headers) in mitmproxy already.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from h11._receivebuffer import ReceiveBuffer
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import _http1
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD = 1024 * 1024
+"""Bytes of a request line or status line with all its headers. `Helicone-Fallbacks` may carry whole prompts."""
+_MARK = "_heliproxy_bounded"
+Read = Callable[..., CommandGenerator[None]]
+
+
+def _is_endless(codec: Any) -> bool:
+    """Whether the head is longer than allowed; what follows a head in the buffer does not count."""
+    if len(codec.buf) <= MAX_HEAD:
+        return False
+    head = codec.buf._data[:MAX_HEAD]
+    return b"\n\r\n" not in head and b"\n\n" not in head
+
+
+def _request_head(read: Read) -> Read:
+    def read_headers(self: Any, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        if isinstance(event, events.ConnectionClosed):
+            return _close_quietly(self)
+        return _refuse(self) if _is_endless(self) else read(self, event)
+
+    return read_headers
+
+
+def _response_head(read: Read) -> Read:
+    def read_headers(self: Any, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        return _give_up(self) if _is_endless(self) else read(self, event)
+
+    return read_headers
+
+
+def _close_quietly(codec: Any) -> CommandGenerator[None]:
+    """Close a connection that ends in the middle of a head, without the key in it being logged."""
+    _forget(codec)
+    yield commands.CloseConnection(codec.conn)
+
+
+def _refuse(codec: Any) -> CommandGenerator[None]:
+    _forget(codec)
+    yield commands.SendData(
+        codec.conn,
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
+        b"content-length: 41\r\n\r\nthe headers are longer than a megabyte.\r\n",
+    )
+    yield commands.CloseConnection(codec.conn)
+    codec.state = codec.done
+
+
+def _give_up(codec: Any) -> CommandGenerator[None]:
+    _forget(codec)
+    yield commands.CloseConnection(codec.conn)
+    if codec.stream_id is not None:
+        error = "the headers of the answer are longer than a megabyte"
+        yield ReceiveHttp(ResponseProtocolError(codec.stream_id, error, ErrorCode.GENERIC_SERVER_ERROR))
+
+
+def _forget(codec: Any) -> None:
+    codec.buf = ReceiveBuffer()
+
+
+def use() -> None:
+    """Put the bound on mitmproxy's HTTP/1, for all proxies of this process; a second call does nothing."""
+    for codec, bound in ((_http1.Http1Server, _request_head), (_http1.Http1Client, _response_head)):
+        read = getattr(codec, "read_headers", None)
+        if read is None or list(inspect.signature(read).parameters) != ["self", "event"]:
+            logger.warning("the length of headers is not bounded: this mitmproxy reads them in another way")
+            return
+        if not hasattr(read, _MARK):
+            wrapped = bound(read)
+            setattr(wrapped, _MARK, True)
+            codec.read_headers = wrapped  # type: ignore[method-assign]
