@@ -85,7 +85,8 @@ class Retry:
         def judge(data: bytes) -> bool | None:
             nonlocal seen
             seen += data
-            return b"event: error" in seen if b"\n\n" in seen else None
+            first, end, _ = seen.partition(b"\n\n")  # what follows may have come with it
+            return b"event: error" in first if end else None
 
         return judge
 
