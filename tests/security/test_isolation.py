@@ -91,7 +91,7 @@ def test_a_cached_answer_is_not_another_hosts(run: Running) -> None:
         ("http://evil.example.com/v1/chat/completions", on | {"host": "api.openai.com"}),
         ("http://api.openai.com/v1/chat/completions", on | {"authorization": "Bearer sk-two-0123456789"}),
         ("http://api.openai.com/v1/chat/completions", on | {"x-api-key": "sk-three-0123456789"}),
-        ("http://api.openai.com/v1/chat/completions", on | {"cookie": "session=other"}),
+        ("http://api.openai.com/v1/chat/completions", {"helicone-cache-enabled": "true", "cookie": "session=other"}),
         ("http://api.openai.com/v1/chat/completions", on | {"openai-organization": "other"}),
         ("http://api.openai.com/v1/chat/completions?key=other", on),
     ):
