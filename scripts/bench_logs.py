@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Offer logs at a fixed rate, and see whether all arrive and what the calls through the proxy notice of it.
 
-    .venv/bin/python scripts/bench_logs.py
-    .venv/bin/python scripts/bench_logs.py --rate 500 --seconds 20 --rounds 5 --no-pin
+    scripts/bench_logs.py
+    scripts/bench_logs.py --rate 500 --seconds 20 --rounds 5 --no-pin
 
 Runs `heliproxy serve`, a fake upstream that answers at once, a client that makes small chats through the proxy (TLS
 inside CONNECT), and a client that posts logs to the REST port, each as a process of its own: the server on one core,
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import re
 import sqlite3
 import ssl
@@ -24,10 +23,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from measuring import (
+    address,
+    cpu_seconds,
+    environment,
+    need_linux,
+    on_cores,
+    percentile,
+    process,
+    split_cores,
+    use_project_python,
+)
 
 HOST = "api.openai.com"
 QUESTION = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello " * 100}]}).encode()
@@ -175,36 +186,9 @@ async def offer(connections: Sequence[Any], send: Any, rate: float, seconds: flo
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
-def address(url: str) -> tuple[str, int]:
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    return host, int(port)
-
-
-@contextmanager
-def process(cores: Iterable[int], *command: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A Python program on these cores that says on its first lines where it listens."""
-    with subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, set(cores)),
-    ) as child:
-        assert child.stdout is not None
-        try:
-            line = child.stdout.readline()
-            found = re.findall(r"http://[\w.]+:\d+", line)
-            if not found:
-                raise SystemExit(f"{' '.join(command)} did not start: {line!r}")
-            yield child, found
-        finally:
-            child.terminate()
-
-
 def role(cores: Iterable[int], name: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "--role", name, *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, set(cores))
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), preexec_fn=on_cores(cores))
 
 
 def result(child: subprocess.Popen[str]) -> dict[str, Any]:
@@ -212,19 +196,6 @@ def result(child: subprocess.Popen[str]) -> dict[str, Any]:
     if child.returncode:
         raise SystemExit(f"one of the clients failed with status {child.returncode}")
     found: dict[str, Any] = json.loads(text)
-    return found
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of a process and those it has started."""
-    found = 0.0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(stat.parent.name) == pid or int(fields[1]) == pid:
-            found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return found
 
 
@@ -244,10 +215,6 @@ def missing(home: Path, ids: Sequence[str]) -> int:
         conn.close()
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rate", type=float, default=1000, help="logs a second (1000)")
@@ -256,7 +223,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each phase (10)")
     parser.add_argument("--rounds", type=int, default=3, help="of one phase without and one with logs (3)")
     parser.add_argument("--proxied", action="store_true", help="post to Helicone's host through the proxy")
-    parser.add_argument("--no-pin", action="store_true", help="let the server run on all cores")
+    parser.add_argument("--no-pin", action="store_true", help="let every process run on all cores")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
@@ -270,13 +237,12 @@ def main() -> None:
             at, trust, connections, rate, seconds = arguments
             print(json.dumps(asyncio.run(logs(at, trust, int(connections), float(rate), float(seconds)))))
         return
+    need_linux()
     sys.exit(measure(options))
 
 
 def measure(options: argparse.Namespace) -> int:
-    cores = sorted(os.sched_getaffinity(0))
-    others = cores[:-1] or cores
-    server_cores = cores if options.no_pin else cores[-1:]
+    server_cores, others = split_cores(not options.no_pin)
     quiet: list[float] = []
     loaded: list[float] = []
     posts: list[float] = []
@@ -329,4 +295,5 @@ def measure(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    use_project_python()
     main()

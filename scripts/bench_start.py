@@ -7,24 +7,17 @@ scripts/bench_start.py [--rounds 15]      prints a table; needs an otherwise idl
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "addon"
-HELIPROXY = [sys.executable, "-m", "heliproxy"]
-
-
-def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(SOURCE), "HELIPROXY_HOME": str(home), "PYTHONWARNINGS": "ignore"}
+from measuring import HELIPROXY, environment, use_project_python
 
 
 def first_run(home: Path) -> float:
@@ -95,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_project_python()
     main()
