@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import h11
 from h11._readers import ChunkedReader
@@ -42,7 +43,7 @@ def read(reader: ChunkedReader, arrivals: Sequence[bytes]) -> tuple[bytes, bool,
 def test_every_split_reads_as_h11_reads_it(pieces: Sequence[bytes], noise: bytes, cuts: Sequence[int]) -> None:
     body = body_of(pieces, noise)
     places = sorted({0, len(body), *(min(c, len(body)) for c in cuts)})
-    arrivals = [body[a:b] for a, b in zip(places, places[1:], strict=False)]
+    arrivals = [body[a:b] for a, b in pairwise(places)]
     found, ended, wrong, left = read(TrailerReader(), arrivals)
     expected, expected_end, expected_wrong, expected_left = read(ChunkedReader(), arrivals)
     assert (ended, wrong, left) == (expected_end, expected_wrong, expected_left)
