@@ -20,9 +20,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from mitmproxy.options import Options
+from mitmproxy.proxy.layer import NextLayer
 from mitmproxy.tools.dump import DumpMaster
 
+from heliproxy import attempts
+
 Headers = list[tuple[str, str]]
+
+
+# The addon.
+
+
+class Attempts:
+    """The addon that makes plans work, and does nothing else. Its place in the chain does not matter."""
+
+    def next_layer(self, nextlayer: NextLayer) -> None:
+        attempts.install(nextlayer)
+
+    async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:
+        await question.settle()
 
 
 # The upstream.

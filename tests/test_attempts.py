@@ -15,6 +15,7 @@ from mitmproxy import http
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
 
 from attempts_wire import (
+    Attempts,
     Call,
     Certificate,
     Handler,
@@ -161,7 +162,7 @@ async def test_retried_request_gets_the_first_good_answer(confdir: Path) -> None
     addon = Addon(plan := Retry())
     async with (
         upstream(answers(429), answers(503), answers(200, b"fine")) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         answer = await client.post(up.url + "/v1", b'{"a": 1}')
@@ -176,7 +177,7 @@ async def test_exhausted_plan_passes_the_last_answer_on_unchanged(confdir: Path)
     addon = Addon(Retry(times=1))
     async with (
         upstream(answers(429, b"one"), answers(500, b"two", [("x-request-id", "7")])) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         answer = await client.post(up.url + "/v1")
@@ -190,7 +191,7 @@ async def test_exhausted_plan_may_answer_itself(confdir: Path) -> None:
     addon = Addon(Retry(times=1, synthetic=504))
     async with (
         upstream(answers(429), answers(500), answers(200, b"later")) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         first = await client.post(up.url + "/v1")
@@ -205,7 +206,7 @@ async def test_flow_without_plan_takes_mitmproxys_path(confdir: Path) -> None:
     addon = Addon(None)
     async with (
         upstream(answers(429, b"as it is")) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         answer = await client.post(up.url + "/v1")
@@ -217,7 +218,7 @@ async def test_streamed_request_is_never_called_again(confdir: Path) -> None:
     addon = Addon(plan := Retry(), stream_request=True)
     async with (
         upstream(answers(429)) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         assert (await client.post(up.url + "/v1", b"body")).status == 429
@@ -234,7 +235,7 @@ async def test_rewritten_body_and_headers_are_sent(confdir: Path) -> None:
 
     async with (
         upstream(answers(500), answers(200)) as up,
-        proxy(confdir, attempts.Attempts(), Addon(Rewrite())) as port,
+        proxy(confdir, Attempts(), Addon(Rewrite())) as port,
         h1_client(port) as client,
     ):
         assert (await client.post(up.url + "/v1", b"{}")).status == 200
@@ -247,7 +248,7 @@ async def test_timestamps_are_those_of_the_last_answer(confdir: Path) -> None:
     addon = Addon(plan)
     async with (
         upstream(answers(429), answers(200)) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         client.send(up.url + "/v1")
@@ -281,7 +282,7 @@ async def test_answer_read_to_its_end_leaves_the_connection_reusable(confdir: Pa
 
     async with (
         upstream(slow_429, answers(200), answers(200)) as up,
-        proxy(confdir, attempts.Attempts(), Addon(plan)) as port,
+        proxy(confdir, Attempts(), Addon(plan)) as port,
         h1_client(port) as client,
         h1_client(port) as other,
     ):
@@ -305,7 +306,7 @@ async def test_unfinished_answer_is_cancelled_and_spoils_nothing(confdir: Path) 
     addon = Addon(Retry())
     async with (
         upstream(endless_500, answers(200, b"one"), answers(200, b"two")) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         assert (await client.post(up.url + "/v1")).body == b"one"
@@ -319,7 +320,7 @@ async def test_upstream_that_dies_before_its_headers_is_called_again(confdir: Pa
     addon = Addon(plan := Retry())
     async with (
         upstream(dies, dies, answers(200)) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         assert (await client.post(up.url + "/v1")).status == 200
@@ -334,7 +335,7 @@ async def test_dead_upstream_ends_in_mitmproxys_error(confdir: Path) -> None:
     addon = Addon(Retry(times=1))
     async with (
         upstream(dies, dies) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         assert (await client.post(up.url + "/v1")).status == 502
@@ -347,7 +348,7 @@ async def test_earlier_answer_is_better_than_none(confdir: Path) -> None:
     addon = Addon(plan := Retry(times=1))
     async with (
         upstream(answers(429, b"slow down"), dies) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         answer = await client.post(up.url + "/v1")
@@ -363,7 +364,7 @@ async def test_refused_connection_falls_back_and_is_tried_afresh_next_time(confd
     with closed_port() as dead:
         async with (
             upstream(answers(200, b"fallback"), answers(200, b"fallback")) as up,
-            proxy(confdir, attempts.Attempts(), addon := Addon(plan := Retry(targets=[up.url + "/b"]))) as port,
+            proxy(confdir, Attempts(), addon := Addon(plan := Retry(targets=[up.url + "/b"]))) as port,
             h1_client(port) as client,
         ):
             for _ in range(2):
@@ -379,7 +380,7 @@ async def test_refused_fallback_leaves_the_first_answer(confdir: Path) -> None:
         addon = Addon(plan := Retry(times=2, targets=[f"http://127.0.0.1:{dead}/b"]))
         async with (
             upstream(answers(429, b"slow down"), answers(200, b"next")) as up,
-            proxy(confdir, attempts.Attempts(), addon) as port,
+            proxy(confdir, Attempts(), addon) as port,
             h1_client(port) as client,
         ):
             assert (await client.post(up.url + "/v1")).body == b"slow down"
@@ -398,7 +399,7 @@ async def test_refused_fallback_after_an_unfinished_answer_is_mitmproxys_error(c
         addon = Addon(Retry(times=1, targets=[f"http://127.0.0.1:{dead}/b"]))
         async with (
             upstream(endless_500) as up,
-            proxy(confdir, attempts.Attempts(), addon) as port,
+            proxy(confdir, Attempts(), addon) as port,
             h1_client(port) as client,
         ):
             assert (await client.post(up.url + "/v1")).status == 502
@@ -418,7 +419,7 @@ async def test_given_up_calls_leave_nothing_behind(confdir: Path, certificate: C
     trust = {"ssl_verify_upstream_trusted_ca": str(certificate.path)}
     async with (
         upstream(answers(429), dies, answers(200), dies, dies, tls=certificate, http2=True) as up,
-        proxy(confdir, attempts.Attempts(), Addon(Retry(times=3)), layers, **trust) as port,
+        proxy(confdir, Attempts(), Addon(Retry(times=3)), layers, **trust) as port,
         h2_client(port, up.url) as client,
     ):
         assert (await client.post(up.url + "/v1")).status == 200
@@ -439,7 +440,7 @@ async def test_failed_connections_do_not_poison_the_next_attempt(confdir: Path) 
             def server_connect(self, data: Any) -> None:
                 dialled.append(data.server.address[1])
 
-        async with proxy(confdir, attempts.Attempts(), addon, Dials()) as port, h1_client(port) as client:
+        async with proxy(confdir, Attempts(), addon, Dials()) as port, h1_client(port) as client:
             assert (await client.post(url)).body == b"synthetic"
             addon.plan = None
             assert (await client.post(url)).status == 502
@@ -453,7 +454,7 @@ async def test_untrusted_certificate_counts_as_failure(confdir: Path, certificat
     async with (
         upstream(tls=certificate) as untrusted,
         upstream(answers(200), answers(200)) as up,
-        proxy(confdir, attempts.Attempts(), addon := Addon(plan := Retry(targets=[up.url + "/b"]))) as port,
+        proxy(confdir, Attempts(), addon := Addon(plan := Retry(targets=[up.url + "/b"]))) as port,
         h1_client(port, untrusted.url) as client,
     ):
         for _ in range(2):
@@ -480,7 +481,7 @@ async def test_stream_after_a_retry_arrives_chunk_by_chunk(confdir: Path) -> Non
     addon = Addon(Retry(judge=True))
     async with (
         upstream(answers(429), answers(429), stream) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         client.send(up.url + "/v1")
@@ -513,7 +514,7 @@ async def test_error_as_first_event_of_a_200_is_called_again(confdir: Path) -> N
     addon = Addon(plan := Retry(judge=True))
     async with (
         upstream(overloaded, event_stream(b"data: ok\n\n")) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         answer = await client.post(up.url + "/v1")
@@ -539,7 +540,7 @@ async def test_held_back_stream_is_passed_on_whole(confdir: Path, chunks: list[b
     addon = Addon(plan := Retry(times=0, judge=True))
     async with (
         upstream(event_stream(*chunks)) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         answer = await client.post(up.url + "/v1")
@@ -558,7 +559,7 @@ async def test_stream_that_dies_before_its_first_event_is_called_again(confdir: 
     addon = Addon(plan := Retry(judge=True))
     async with (
         upstream(cut, event_stream(b"data: ok\n\n")) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         assert (await client.post(up.url + "/v1")).body == b"data: ok\n\n"
@@ -576,7 +577,7 @@ async def test_stream_is_not_called_again_once_a_byte_was_sent(confdir: Path) ->
     addon = Addon(plan := Retry(judge=True))
     async with (
         upstream(cut) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         client.send(up.url + "/v1")
@@ -615,7 +616,7 @@ async def test_http2_client_gets_retried_answers(confdir: Path, certificate: Cer
         upstream(
             answers(429), dies, endless_500, stream, answers(500), answers(200, b"2"), tls=certificate, http2=http2
         ) as up,
-        proxy(confdir, attempts.Attempts(), addon, **trust) as port,
+        proxy(confdir, Attempts(), addon, **trust) as port,
         h2_client(port, up.url) as client,
     ):
         first = client.send(up.url + "/v1")
@@ -638,7 +639,7 @@ async def test_http2_client_falls_back_to_a_plain_http1_upstream(confdir: Path, 
     async with (
         upstream(answers(503), answers(503), tls=certificate, http2=True) as up,
         upstream(answers(200, b"plain"), answers(200, b"plain")) as plain,
-        proxy(confdir, attempts.Attempts(), addon := Addon(Retry(targets=[plain.url + "/b"])), **trust) as port,
+        proxy(confdir, Attempts(), addon := Addon(Retry(targets=[plain.url + "/b"])), **trust) as port,
         h2_client(port, up.url) as client,
     ):
         assert (await client.post(up.url + "/v1")).body == b"plain"
@@ -653,7 +654,7 @@ async def test_other_streams_of_the_connection_go_on_meanwhile(confdir: Path, ce
     trust = {"ssl_verify_upstream_trusted_ca": str(certificate.path)}
     async with (
         upstream(answers(429), answers(200, b"other"), answers(200, b"mine"), tls=certificate, http2=True) as up,
-        proxy(confdir, attempts.Attempts(), Addon(plan), **trust) as port,
+        proxy(confdir, Attempts(), Addon(plan), **trust) as port,
         h2_client(port, up.url) as client,
     ):
         mine = client.send(up.url + "/mine")
@@ -674,7 +675,7 @@ async def test_client_that_leaves_during_backoff_stops_the_plan(confdir: Path, f
     addon = Addon(plan)
     async with (
         upstream(failure) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
     ):
         async with h1_client(port) as client:
             client.send(up.url + "/v1")
@@ -705,7 +706,7 @@ async def test_client_that_leaves_during_a_tls_handshake_ends_the_flow(confdir: 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/b"
     addon = Addon(plan := Retry(targets=[url]))
-    async with server, upstream(answers(429)) as up, proxy(confdir, attempts.Attempts(), addon) as port:
+    async with server, upstream(answers(429)) as up, proxy(confdir, Attempts(), addon) as port:
         async with h1_client(port) as client:
             client.send(up.url + "/v1")
             await accepted.wait()
@@ -730,9 +731,7 @@ async def test_stream_cancelled_while_connecting_makes_no_call(confdir: Path, ce
     async with (
         upstream(answers(429), answers(200), tls=certificate, http2=True) as up,
         upstream(answers(200)) as fallback,
-        proxy(
-            confdir, attempts.Attempts(), addon := Addon(Retry(targets=[fallback.url + "/b"])), dial, **trust
-        ) as port,
+        proxy(confdir, Attempts(), addon := Addon(Retry(targets=[fallback.url + "/b"])), dial, **trust) as port,
         h2_client(port, up.url) as client,
     ):
         stream = client.send(up.url + "/v1")
@@ -765,7 +764,7 @@ async def test_cancelled_http2_stream_stops_the_plan(confdir: Path, certificate:
     trust = {"ssl_verify_upstream_trusted_ca": str(certificate.path)}
     async with (
         upstream(endless_500, answers(200, b"next"), tls=certificate, http2=http2) as up,
-        proxy(confdir, attempts.Attempts(), addon, **trust) as port,
+        proxy(confdir, Attempts(), addon, **trust) as port,
         h2_client(port, up.url) as client,
     ):
         stream = client.send(up.url + "/v1")
@@ -792,7 +791,7 @@ async def test_client_that_leaves_while_a_stream_is_held_back_ends_the_call(conf
         left_alone.set()
 
     addon = Addon(plan := Retry(judge=True))
-    async with upstream(silent) as up, proxy(confdir, attempts.Attempts(), addon) as port:
+    async with upstream(silent) as up, proxy(confdir, Attempts(), addon) as port:
         async with h1_client(port) as client:
             client.send(up.url + "/v1")
             await started.wait()
@@ -812,7 +811,7 @@ async def test_flow_killed_during_backoff_is_not_called_again(confdir: Path) -> 
     addon = Addon(Kill())
     async with (
         upstream(answers(429)) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         client.send(up.url + "/v1")
@@ -864,7 +863,7 @@ async def test_broken_plan_lets_the_answer_pass(
     addon = Addon(Broken(where, error))
     async with (
         upstream(answers(status, b"answer")) as up,
-        proxy(confdir, attempts.Attempts(), addon) as port,
+        proxy(confdir, Attempts(), addon) as port,
         h1_client(port) as client,
     ):
         answer = await client.post(up.url + "/v1")
@@ -880,7 +879,7 @@ async def test_place_in_the_chain_does_not_matter(confdir: Path) -> None:
     class First:
         """Puts the addon before mitmproxy's own, as a script is."""
 
-        def __init__(self, addon: attempts.Attempts) -> None:
+        def __init__(self, addon: Attempts) -> None:
             self.addon = addon
 
         def load(self, loader: Any) -> None:
@@ -888,7 +887,7 @@ async def test_place_in_the_chain_does_not_matter(confdir: Path) -> None:
 
     async with (
         upstream(answers(429), answers(200)) as up,
-        proxy(confdir, First(attempts.Attempts()), Addon(Retry())) as port,
+        proxy(confdir, First(Attempts()), Addon(Retry())) as port,
         h1_client(port) as client,
     ):
         assert (await client.post(up.url + "/v1")).status == 200
@@ -901,9 +900,7 @@ async def test_retries_go_through_the_upstream_proxy(confdir: Path, certificate:
     async with (
         upstream(answers(429), dies, answers(200), tls=certificate) as up,
         connect_proxy(targets) as outer,
-        proxy(
-            confdir, attempts.Attempts(), Addon(Retry()), mode=[f"upstream:http://127.0.0.1:{outer}"], **trust
-        ) as port,
+        proxy(confdir, Attempts(), Addon(Retry()), mode=[f"upstream:http://127.0.0.1:{outer}"], **trust) as port,
         h1_client(port, up.url) as client,
     ):
         assert (await client.post(up.url + "/v1")).status == 200
@@ -915,13 +912,9 @@ def test_installed_mitmproxy_is_the_one_we_know() -> None:
     assert attempts.available() is None
 
 
-def test_changed_signature_switches_retries_off(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_changed_signature_switches_retries_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpStream, "make_server_connection", lambda self, address: None)
-    addon = attempts.Attempts()
-    addon.running()
-    assert "Retries and fallbacks are off: mitmproxy's HttpStream.make_server_connection takes" in caplog.text
+    assert str(attempts.available()).startswith("mitmproxy's HttpStream.make_server_connection takes")
 
 
 def test_vanished_name_switches_retries_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,11 @@ In an addon:
     from heliproxy import attempts
 
     class MyAddon:
-        addons = [attempts.Attempts()]          # switches the layers, answers the hook, says so if it cannot
+        def next_layer(self, nextlayer):
+            attempts.install(nextlayer)         # unless attempts.available() says why not
+
+        async def heliproxy_attempt_failed(self, question):
+            await question.settle()
 
         def request(self, flow):
             attempts.use(flow, MyPlan(...))     # here or in requestheaders
@@ -149,25 +153,6 @@ def ended_by(flow: http.HTTPFlow) -> str | None:
     not tell: over HTTP/2 both sides' resets read "stream reset by client"."""
     found: str | None = vars(flow).get(_ENDED_BY)
     return found
-
-
-class Attempts:
-    """The addon that makes plans work. Its place in the chain does not matter."""
-
-    def __init__(self) -> None:
-        self.problem = available()
-
-    def running(self) -> None:
-        if self.problem is not None:
-            # Not an error: mitmproxy exits on errors logged while it starts, and all else still works.
-            logger.warning("Retries and fallbacks are off: %s", self.problem)
-
-    def next_layer(self, nextlayer: NextLayer) -> None:
-        if self.problem is None:
-            install(nextlayer)
-
-    async def heliproxy_attempt_failed(self, question: Question) -> None:
-        await question.settle()
 
 
 Way = Callable[[str, str, int], ServerSpec | None]
