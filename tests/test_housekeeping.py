@@ -285,8 +285,20 @@ def test_bad_option_is_named(home: Path, option: tuple[str, str]) -> None:
     assert (result.exit_code, option[0] in result.output) == (2, True)
 
 
+def test_one_of_several_proxies_does_it(path: Path) -> None:
+    fill(path, range(40), rows=1)
+    keeper = Keeper(path, Retention(keep_days=30), clock=NOW.timestamp)
+    with housekeeping.alone(path.parent) as first:
+        assert first
+        keeper.work()
+    assert counts(path)["requests"] == 40
+    keeper.work()
+    assert counts(path)["requests"] == 30
+
+
 def test_keeper_ends_with_the_proxy_and_survives_a_missing_file(path: Path) -> None:
     keeper = Keeper(path, Retention(keep_days=1))
+    path.parent.mkdir()
     with pytest.raises(FileNotFoundError):
         keeper.work()
     keeper.start()

@@ -7,6 +7,7 @@ running proxy, which waits for no one longer than a second, always gets its turn
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import sqlite3
 import threading
@@ -30,6 +31,7 @@ BUSY_SECONDS = 15.0
 FIRST_SECONDS = 2.0
 """After the start of a proxy, until it first looks for what is too old or too much."""
 EVERY_SECONDS = 300.0
+LOCK_NAME = "housekeeping.lock"
 ROOM = 0.9
 """Of the allowed size: how far a database that is too large is brought down."""
 BACKUP_PAGES = 2000
@@ -250,6 +252,20 @@ def keep(conn: sqlite3.Connection, retention: Retention, now: datetime, pause: C
     return removed
 
 
+@contextlib.contextmanager
+def alone(home: Path) -> Iterator[bool]:
+    """Whether no other process does this now: several proxies may share a home. Raises OSError."""
+    path = home / LOCK_NAME
+    make_private_file(path)
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 class Keeper:
     """The thread of a running proxy that removes what its `retention` says, now and then."""
 
@@ -280,6 +296,11 @@ class Keeper:
 
     def work(self) -> None:
         """Do it once. Raises sqlite3.Error or OSError."""
+        with alone(self._path.parent) as first:
+            if first:
+                self._work()
+
+    def _work(self) -> None:
         with contextlib.closing(open_for_upkeep(self._path)) as conn:
             removed = keep(conn, self._retention, datetime.fromtimestamp(self._clock(), UTC), self._pause)
         if removed != Pruned():

@@ -213,7 +213,7 @@ class Writer:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         busy_timeout: float = 5.0,
-        max_rows: int = 20_000,
+        max_rows: int = 40_000,
         max_body_bytes: int = 64 << 20,
     ) -> None:
         self.path = path

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from heliproxy.statuses import LOST
 logger = logging.getLogger(__name__)
 
 FOLDER = "running"
+TRIES = 100
 LOST_ERROR = "heliproxy ended before the call did"
 MARK_LOST = (
     "UPDATE requests SET error_type = ?, error = ? WHERE incomplete = 1"
@@ -42,10 +44,30 @@ class Presence:
 
     def take(self) -> None:
         make_private_folder(self._folder)
+        # Others look at a file by locking it for an instant, and take away one that nobody has locked yet.
+        for _ in range(TRIES):
+            if self._try():
+                return
+            time.sleep(0.01)
+        raise OSError(f"{self._folder / self.name} cannot be locked")
+
+    def _try(self) -> bool:
         path = self._folder / self.name
-        make_private_file(path)
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            make_private_file(path)
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kept = path.exists() and path.stat().st_ino == os.fstat(file).st_ino
+        except OSError:
+            kept = False
+        if kept:
+            self._file = file
+        else:
+            os.close(file)
+        return kept
 
     def drop(self) -> None:
         if self._file is not None:
