@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from mitmproxy.connection import Client
 from mitmproxy.coretypes.multidict import MultiDict
 from mitmproxy.http import Headers, HTTPFlow
 from mitmproxy.master import Master
+from mitmproxy.optmanager import unset
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHook
 from mitmproxy.test import tflow
@@ -35,6 +37,15 @@ def test_headers_are_found_as_mitmproxy_finds_them(fields: Sequence[tuple[bytes,
     stock = [v.decode("utf-8", "surrogateescape") for v in MultiDict.get_all(headers, name)]
     assert fast_layers.get_all(headers, name) == stock
     assert fast_layers.get_all(headers, name.decode("utf-8", "surrogateescape")) == stock
+
+
+def test_options_are_what_mitmproxy_says_and_cannot_be_changed_from_outside() -> None:
+    found = options.Options(allow_hosts=["a"], http2=False)
+    for name, option in found._options.items():
+        stock = copy.deepcopy(option._default if option.value is unset else option.value)
+        assert fast_layers.current(option) == stock, name
+    fast_layers.current(found._options["allow_hosts"]).append("b")  # type: ignore[attr-defined]
+    assert found.allow_hosts == ["a"]
 
 
 def test_a_fork_is_mitmproxys_fork() -> None:

@@ -17,6 +17,7 @@ What a shortcut does not know (HTTP/2, upgrades, handshakes, injected messages) 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,6 +28,7 @@ from mitmproxy import ctx
 from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.http import Headers, MessageData
 from mitmproxy.net.tls import starts_like_tls_record
+from mitmproxy.optmanager import _Option, unset
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator, Layer, NextLayer
@@ -59,15 +61,16 @@ RECORDS = 65535
 
 
 def use() -> None:
-    """Replace two small things that every message pays for several times.
+    """Replace three small things that every call pays for many times.
 
     The check of a new message's field types, which mitmproxy makes unless Python runs with -O, raises and swallows six
-    exceptions, whose tracebacks keep the message alive. And a header is looked up some thirty times for one call, with
-    four function calls for each header there is.
+    exceptions, whose tracebacks keep the message alive. A header is looked up some thirty times for one call, with
+    four function calls for each header there is. And each look at an option copies its value twice, deeply.
     """
     if hasattr(MessageData, "__post_init__"):
         MessageData.__post_init__ = _unchecked  # type: ignore[method-assign]
     Headers.get_all = get_all  # type: ignore[method-assign]
+    _Option.current = current  # type: ignore[method-assign]
 
 
 def _unchecked(self: MessageData) -> None:
@@ -78,6 +81,12 @@ def get_all(self: Headers, name: str | bytes) -> list[str]:
     """The values of a header, one for each time it was sent: what `Headers.get_all` gives, in one loop."""
     key = (name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name).lower()
     return [value.decode("utf-8", "surrogateescape") for field, value in self.fields if field.lower() == key]
+
+
+def current(self: _Option) -> object:
+    """The value of an option; copied, as in mitmproxy, if it is of a kind that could be changed."""
+    value = self._default if self.value is unset else self.value
+    return value if value is None or isinstance(value, str | int | float) else copy.deepcopy(value)
 
 
 def fork(context: Context) -> Context:
