@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
@@ -39,7 +38,7 @@ class Presence:
 
     def __init__(self, home: Path) -> None:
         self._folder = home / FOLDER
-        self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.name = f"{os.getpid()}-{os.urandom(4).hex()}"
         self._file: int | None = None
 
     def take(self) -> None:
