@@ -7,7 +7,7 @@ import random
 import pytest
 
 from heliproxy.distributions import LAST, distribution, middle, pack, quantile, step_of, unpack
-from heliproxy.queries import percentile
+from heliproxy.tallies import percentile
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from heliproxy import queries
-from heliproxy.queries import Filters, Follower, costs
+from heliproxy import queries, tallies
+from heliproxy.filters import Filters
+from heliproxy.queries import Follower, costs
 from heliproxy.store import Record, Store, open_reader
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def keys(report: queries.Costs) -> list[tuple[Any, ...]]:
 def test_line_adds_up_what_is_known_and_keeps_unknown_apart(mixed: sqlite3.Connection) -> None:
     report = costs(mixed, ["model"])
     claude, gpt = report.lines
-    assert gpt == queries.Line(
+    assert gpt == tallies.Line(
         ("gpt",), requests=4, errors=1, hits=1, aborted=0, input_tokens=150, output_tokens=30, cache_read_tokens=40,
         cache_write_tokens=None, reasoning_tokens=5, cost_usd=0.75, saved_usd=0.25, estimated=1, unpriced=0,
         p50_ms=75.0, p95_ms=pytest.approx(270.0),
     )  # fmt: skip
-    assert claude == queries.Line(
+    assert claude == tallies.Line(
         ("claude",), requests=5, errors=2, aborted=1, input_tokens=16, output_tokens=3, cost_usd=1.0, unpriced=2,
         p50_ms=20.0, p95_ms=29.0,
     )  # fmt: skip
@@ -89,7 +90,7 @@ def test_empty_database_has_an_empty_total(path: Path) -> None:
         for by in (["model"], ["day"], ["day", "user"], []):
             report = costs(conn, by)
             assert report.lines == []
-            assert report.total == queries.Line(())
+            assert report.total == tallies.Line(())
 
 
 def test_no_group_is_one_line(mixed: sqlite3.Connection) -> None:
@@ -234,7 +235,7 @@ def test_times_come_in_order_whatever_they_cost(path: Path) -> None:
 def test_percentiles_come_from_a_sample_when_there_are_very_many_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "LATENCY_SAMPLE", 100)
+    monkeypatch.setattr(tallies, "LATENCY_SAMPLE", 100)
     put(path, *(record(str(i), latency_ms=float(i % 100)) for i in range(1000)))
     with closing(open_reader(path)) as conn:
         total = costs(conn, ["model"]).total
@@ -243,7 +244,7 @@ def test_percentiles_come_from_a_sample_when_there_are_very_many_rows(
 
 
 def test_report_made_in_pieces_counts_every_row_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "PIECE_ROWS", 7)
+    monkeypatch.setattr(tallies, "PIECE_ROWS", 7)
     put(
         path,
         *(record(str(i), f"2026-09-01T00:00:00.{i:03}Z", model=f"m{i % 3}", latency_ms=1.0 * i) for i in range(100)),
@@ -266,7 +267,7 @@ def test_report_made_in_pieces_counts_every_row_once(path: Path, monkeypatch: py
     ],
 )
 def test_percentile(values: list[float], share: float, expected: float | None) -> None:
-    assert queries.percentile(values, share) == expected
+    assert tallies.percentile(values, share) == expected
 
 
 def test_pages_follow_each_other_also_within_one_millisecond(path: Path) -> None:

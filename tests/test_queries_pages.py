@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from heliproxy import queries_pages
-from heliproxy.queries import Filters
+from heliproxy.filters import Filters
 from heliproxy.queries_pages import search
 from heliproxy.store import Record, Store, open_reader
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 import heliproxy
 from heliproxy.bodies import Body
-from heliproxy.queries import Filters
+from heliproxy.filters import Filters
 from heliproxy.reports_cli import costs, follow, requests, sessions, show, tail
 from heliproxy.store import Record, Store
 

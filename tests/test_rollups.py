@@ -11,8 +11,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from heliproxy import queries, rollup_filler, rollups
-from heliproxy.queries import Costs, Filters
+from heliproxy import queries, rollup_filler, rollups, tallies
+from heliproxy.filters import Filters
+from heliproxy.queries import Costs
 from heliproxy.rollup_filler import fill_all
 from heliproxy.rollup_thread import Filler
 from heliproxy.store import Record, Store, open_reader
@@ -98,7 +99,7 @@ def both(path: Path, by: list[str], filters: Filters, zone: Any, monkeypatch: py
     """A report from sums and one from requests."""
     found = []
     for exact_rows in (0, 10**9):
-        monkeypatch.setattr(queries, "EXACT_ROWS", exact_rows)
+        monkeypatch.setattr(tallies, "EXACT_ROWS", exact_rows)
         with closing(open_reader(path)) as conn:
             found.append(queries.costs(conn, by, filters, zone=zone, sort="name", descending=False))
     return found
@@ -123,7 +124,7 @@ def close(one: float | None, other: float | None, share: float) -> bool:
 
 ZONES = {name: ZoneInfo(name) for name in ("Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe")} | {"UTC": UTC}
 GROUPS = [
-    *([group] for group in (*queries.DIMENSIONS, "property:env", "property:ENV", "property:team", "property:none")),
+    *([group] for group in (*tallies.DIMENSIONS, "property:env", "property:ENV", "property:team", "property:none")),
     ["property:trace"], [], ["provider", "model"], ["user", "model", "status"], ["client", "prompt"],
     ["client", "model"], ["property:env", "property:team"],
 ]  # fmt: skip
@@ -272,12 +273,12 @@ def test_report_says_when_percentiles_are_approximate(filled: Path, monkeypatch:
 def test_groupings_read_together_are_those_read_alone(
     filled: Path, filters: Filters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "EXACT_ROWS", 0)
+    monkeypatch.setattr(tallies, "EXACT_ROWS", 0)
     groupings: list[tuple[str, ...]] = [(), ("day",), ("day", "model"), ("user",), ("property:env",), ("session",)]
     with closing(open_reader(filled)) as conn:
-        together = queries.tallies(conn, groupings, filters, ZONES["Asia/Kolkata"], waits=True)
+        together = tallies.tallies(conn, groupings, filters, ZONES["Asia/Kolkata"], waits=True)
         for by, found in zip(groupings, together, strict=True):
-            (alone,) = queries.tallies(conn, [by], filters, ZONES["Asia/Kolkata"], waits=True)
+            (alone,) = tallies.tallies(conn, [by], filters, ZONES["Asia/Kolkata"], waits=True)
             assert found.keys() == alone.keys()
             for key, one in found.items():
                 assert one.sums[:9] == alone[key].sums[:9]
@@ -288,9 +289,9 @@ def test_groupings_read_together_are_those_read_alone(
 def test_times_to_the_first_token_are_summed_up(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for exact_rows in (0, 10**9):
-        monkeypatch.setattr(queries, "EXACT_ROWS", exact_rows)
+        monkeypatch.setattr(tallies, "EXACT_ROWS", exact_rows)
         with closing(open_reader(filled)) as conn:
-            (by_day,) = queries.tallies(conn, [("day",)], Filters(statuses=("ok",)), UTC, waits=True)
+            (by_day,) = tallies.tallies(conn, [("day",)], Filters(statuses=("ok",)), UTC, waits=True)
         found.append({key: one.wait_quantiles((0.5, 0.95)) for key, one in by_day.items()})
     sums, requests = found
     assert sums.keys() == requests.keys()

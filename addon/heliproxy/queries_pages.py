@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from heliproxy.queries import Filters, Row, add_properties, fetch_rows, request_list
+from heliproxy.filters import Filters
+from heliproxy.queries import Row, add_properties, fetch_rows, request_list
 from heliproxy.times import stored_time
 
 if TYPE_CHECKING:

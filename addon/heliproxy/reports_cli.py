@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heliproxy import queries, report, times
+from heliproxy import filters, queries, report, times
+from heliproxy.filters import Filters
 from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, PRICES_STALE_DAYS, default_home
 from heliproxy.migrations import SchemaError
-from heliproxy.queries import Filters
 from heliproxy.report import Column, Table
 from heliproxy.statuses import failure_mark, open_word
 from heliproxy.store import open_reader
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from heliproxy.bodies import Body
-    from heliproxy.queries import Costs, Detail, Line, Node, Row
+    from heliproxy.queries import Costs, Detail, Node, Row
+    from heliproxy.tallies import Line
 
     ParamType = click.ParamType[Any]
 else:
@@ -58,7 +59,7 @@ def check_span(text: str) -> str:
 
 
 def check_status(text: str) -> str:
-    queries.status_condition(text)
+    filters.status_condition(text)
     return text
 
 
@@ -81,7 +82,7 @@ FILTER_OPTIONS: tuple[FilterOption, ...] = (
     ("--user", "users", click.STRING, "Only this user."),
     ("--session", "sessions", click.STRING, "Only this session."),
     ("--property", "properties", Checked("name=value", parse_property), "Only requests with this property."),
-    ("--status", "statuses", Checked("status", check_status), f"Only {queries.STATUS_FORMS}."),
+    ("--status", "statuses", Checked("status", check_status), f"Only {filters.STATUS_FORMS}."),
     ("--host", "hosts", click.STRING, "Only this provider host."),
     ("--run", "runs", click.STRING, "Only this `heliproxy run`."),
     ("--key", "keys", click.STRING, "Only calls made with the API key of this fingerprint."),

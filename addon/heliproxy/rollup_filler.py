@@ -19,8 +19,8 @@ from typing import Any
 
 from heliproxy import migrations, rollups
 from heliproxy.distributions import pack, unpack
-from heliproxy.queries import NAMED_DIMENSIONS, Key, Tally, grouped_requests
 from heliproxy.rollups import KINDS, LEFT_OUT, PROPERTY, Part, Range
+from heliproxy.tallies import NAMED_DIMENSIONS, Key, Tally, grouped_requests
 from heliproxy.times import stored_time
 
 LEAST_ROWS = 40

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Iterator, Sequence
 
-    from heliproxy.queries import Filters
+    from heliproxy.filters import Filters
 
 LEVELS = 6
 HOUR = timedelta(hours=1)

@@ -369,12 +369,13 @@ def held_log() -> Iterator[list[str]]:
 def summary(home: Path, run_id: str) -> dict[str, Any]:
     """Read what one run did, as plain values: totals, and `models` as a list, dearest first."""
     from heliproxy import queries
+    from heliproxy.filters import Filters
     from heliproxy.home import DATABASE_NAME
     from heliproxy.store import open_reader
 
     conn = open_reader(home / DATABASE_NAME)
     try:
-        found = queries.costs(conn, ("model",), queries.Filters(runs=(run_id,)))
+        found = queries.costs(conn, ("model",), Filters(runs=(run_id,)))
     finally:
         conn.close()
     total = found.total

@@ -17,7 +17,7 @@ from heliproxy.options import home_option
 from heliproxy.rounding import without_noise
 
 if TYPE_CHECKING:
-    from heliproxy.queries import Line
+    from heliproxy.tallies import Line
 
 PARTS = ("session", "today", "month")
 STDIN_LIMIT = 1 << 20
@@ -69,9 +69,10 @@ def session_on_stdin() -> str | None:
 
 def spending(home: Path, wanted: list[str], session: str | None, user: str | None, now: datetime) -> dict[str, Line]:
     """What was used, by part of `PARTS`; the same figures as `heliproxy costs`. Empty when there is no log to read."""
+    from heliproxy.filters import Filters
     from heliproxy.home import DATABASE_NAME
     from heliproxy.migrations import SchemaError
-    from heliproxy.queries import Filters, costs
+    from heliproxy.queries import costs
     from heliproxy.store import open_reader
     from heliproxy.times import SystemZone, parse_span
 

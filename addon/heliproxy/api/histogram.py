@@ -8,7 +8,7 @@ from typing import Any
 
 from heliproxy.api.endpoint import TEXT, Schema, a_list, an_object
 from heliproxy.api.fields import Fields
-from heliproxy.queries import percentile
+from heliproxy.tallies import percentile
 
 BINS = 10
 P_SIZES = ("p50", "p75", "p95", "p99", "p99.9")

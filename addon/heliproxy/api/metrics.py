@@ -29,8 +29,9 @@ from heliproxy.api.fields import page
 from heliproxy.api.filters import COMPLETION_TOKENS, PROMPT_TOKENS, TOTAL_TOKENS, Condition
 from heliproxy.api.requests import row_condition
 from heliproxy.api.timeframe import INCREMENTS, filled, scope, series
-from heliproxy.queries import ERROR, percentile
+from heliproxy.filters import ERROR
 from heliproxy.rounding import without_noise
+from heliproxy.tallies import percentile
 
 TOTALS = {
     "totalRequests": "count(*)",

@@ -16,8 +16,8 @@ from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.figures import charts
 from heliproxy.api.pages.render import HEADERS, page
 from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
+from heliproxy.filters import Filters
 from heliproxy.policy_store import CacheStore
-from heliproxy.queries import Filters
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a page shows of a window of time: its totals, tables and plots, from one call of `queries.tallies`."""
+"""What a page shows of a window of time: its totals, tables and plots, from one call of `tallies.tallies`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from heliproxy import queries, queries_pages
+from heliproxy import queries, queries_pages, tallies
 from heliproxy.api.pages.window import Window
-from heliproxy.queries import Costs, Filters, Tally
+from heliproxy.filters import Filters
+from heliproxy.queries import Costs
+from heliproxy.tallies import Tally
 from heliproxy.times import buckets, label
 
 STEPS = 750
@@ -26,7 +28,7 @@ class Cells:
     """When each step begins."""
     names: list[str]
     """The steps as the keys have them."""
-    found: dict[tuple[str, ...], dict[queries.Key, Tally]]
+    found: dict[tuple[str, ...], dict[tallies.Key, Tally]]
     """By grouping."""
     total: Tally
 
@@ -66,7 +68,7 @@ def scan(
     stacked: str | None = None,
 ) -> Cells:
     """Read the window, by each of `dims`; `stacked` is the one that plots are stacked by, if not the first."""
-    with queries.snapshot(conn):
+    with tallies.snapshot(conn):
         span = queries_pages.time_span(conn, filters)
         if span is None:
             return Cells("day", [], [], {}, Tally())
@@ -78,8 +80,8 @@ def scan(
         shown = filters if span[1] <= latest else replace(filters, until=latest)
         stack = (unit, stacked or dims[0])
         groupings: list[tuple[str, ...]] = [(), (unit,), stack, *((dim,) for dim in dict.fromkeys(dims))]
-        tallies = queries.tallies(conn, groupings, shown, zone, waits=True, untimed=[stack])
-        found = dict(zip(groupings, tallies, strict=True))
-        whole = found[()] if shown is filters else queries.tallies(conn, [()], filters, zone, waits=True)[0]
+        sums = tallies.tallies(conn, groupings, shown, zone, waits=True, untimed=[stack])
+        found = dict(zip(groupings, sums, strict=True))
+        whole = found[()] if shown is filters else tallies.tallies(conn, [()], filters, zone, waits=True)[0]
     names = [label(unit, step, zone) for step in steps[-STEPS:]]
     return Cells(unit, steps[-STEPS:], names, found, whole.get((), Tally()))

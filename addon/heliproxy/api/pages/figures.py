@@ -10,7 +10,8 @@ from heliproxy.api.pages.cells import Cells
 from heliproxy.api.pages.render import link
 from heliproxy.api.pages.window import Window
 from heliproxy.conversation import visible
-from heliproxy.queries import Costs, Line, Tally
+from heliproxy.queries import Costs
+from heliproxy.tallies import Line, Tally
 
 STACKED = 7
 """Groups with a colour of their own; the others share the last."""

@@ -9,13 +9,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from heliproxy import queries, queries_pages
+from heliproxy import queries, queries_pages, tallies
 from heliproxy.api.pages.cells import scan
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.figures import charts, group_name, group_url, line_values
 from heliproxy.api.pages.render import page
 from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
-from heliproxy.queries import Costs, Filters
+from heliproxy.filters import Filters
+from heliproxy.queries import Costs
 
 SHOWN = 200
 
@@ -60,7 +61,7 @@ def properties(pages: Pages, request: Request) -> Response:
     with pages.connection() as conn:
         keys = queries_pages.property_keys(conn, filters)
         key = params.get("key", "")[:64] or (keys[0][0] if keys else "")
-        costs = Costs((), [], queries.Line(()), 0)
+        costs = Costs((), [], tallies.Line(()), 0)
         plots: dict[str, Any] = {}
         if key:
             sort = _sort(params.get("sort"))

@@ -17,8 +17,9 @@ from starlette.responses import Response, StreamingResponse
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import HEADERS, environment
 from heliproxy.api.pages.window import read_filters
+from heliproxy.filters import Filters
 from heliproxy.migrations import SchemaError
-from heliproxy.queries import Filters, Follower, Row
+from heliproxy.queries import Follower, Row
 from heliproxy.store import open_reader
 
 logger = logging.getLogger(__name__)

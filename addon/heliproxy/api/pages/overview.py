@@ -17,7 +17,7 @@ from heliproxy.api.pages.limits import budget_rows
 from heliproxy.api.pages.render import page
 from heliproxy.api.pages.welcome import welcome
 from heliproxy.api.pages.window import Window, chosen, kept_params, read_filters, read_window
-from heliproxy.queries import Filters
+from heliproxy.filters import Filters
 from heliproxy.times import parse_span
 
 GROUPINGS = (

@@ -15,7 +15,8 @@ from heliproxy import queries_pages
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import HEADERS, link, page
 from heliproxy.api.pages.window import ONE, STATUSES, kept_params, read_filters, read_window
-from heliproxy.queries import Filters, Row
+from heliproxy.filters import Filters
+from heliproxy.queries import Row
 from heliproxy.rounding import without_noise
 
 SHOWN = 50

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from heliproxy.queries import Filters, status_condition
+from heliproxy.filters import Filters, status_condition
 from heliproxy.times import parse_span
 
 RANGES = {"today": "today", "7d": "the last 7 days", "30d": "the last 30 days", "all": "since the beginning"}
