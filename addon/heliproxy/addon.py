@@ -17,31 +17,41 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import connection, ctx, exceptions, http, tls
 from mitmproxy.proxy.mode_specs import RegularMode
 
-from heliproxy import attempts, bounds, dispatch, entry, fallbacks, fast_layers, flows, hosts, reach, targets, trailers
-from heliproxy.chain import Chain, chain_of
+from heliproxy import (
+    attempts,
+    bounds,
+    dispatch,
+    entry,
+    fallbacks,
+    fast_layers,
+    flows,
+    hosts,
+    mitm_options,
+    reach,
+    targets,
+    trailers,
+)
 from heliproxy.directives import Directives, parse, provider_authorization
-from heliproxy.environment import original_env, run_of
+from heliproxy.environment import run_of
 from heliproxy.exchange import Exchange
 from heliproxy.formats import FORMATS
 from heliproxy.gates import Hit, asks, refusal
-from heliproxy.home import default_home
 from heliproxy.ids import new_request_id
+from heliproxy.mitm_options import FOREVER
 from heliproxy.plan import CallPlan, backoff_of
 from heliproxy.policies.answers import Answer, exception_answer, text_answer
 from heliproxy.policies.defaults import default_headers
 from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
 from heliproxy.record import is_stream_type
-from heliproxy.retention import Retention, parse_retention
 from heliproxy.services import Services, open_services
-from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, allowed_names, parse_allowed_target, parse_upstreams
+from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, allowed_names
 from heliproxy.sockets import Socket
 from heliproxy.targets import Destination
 
@@ -62,8 +72,6 @@ LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
 PATIENCE_SECONDS = DEFAULT_UPSTREAM_TIMEOUT
 """How long an upstream may be silent when `Helicone-Increase-Timeout` asks for more than the operator allows."""
-FOREVER = 365 * 86400
-MARGIN_SECONDS = 60
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
 KEPT_MESSAGES = 20
@@ -71,67 +79,6 @@ KEPT_MESSAGES = 20
 REMEMBERED_HEADERS = 4096
 """Bytes of one call's headers up to which what they ask for is remembered."""
 _MARKER_TAIL = 64
-
-OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
-    (
-        "heliproxy_home",
-        str,
-        "",
-        "Folder of the database, the CA and the configuration. Default: HELIPROXY_HOME, else the user's data folder.",
-    ),
-    (
-        "heliproxy_api_port",
-        int,
-        8585,
-        "Port of the dashboard and the REST API on 127.0.0.1. 0 picks a free one, -1 turns it off.",
-    ),
-    (
-        "heliproxy_upstream",
-        Sequence[str],
-        [],
-        "Send a provider host's traffic elsewhere: HOST=URL, http or https. Repeatable.",
-    ),
-    ("heliproxy_upstream_ca", str, "", "PEM file of a CA to trust for upstreams, beside the usual ones."),
-    (
-        "heliproxy_default_header",
-        Sequence[str],
-        [],
-        "`Helicone-...: value` for calls that do not carry the header themselves. Repeatable.",
-    ),
-    (
-        "heliproxy_allow_target",
-        Sequence[str],
-        [],
-        "HOST or HOST:PORT that a request may name as its target although it is no public address. Repeatable.",
-    ),
-    (
-        "heliproxy_stream_usage",
-        bool,
-        False,
-        "Ask OpenAI-style chat streams for their usage, and hide the extra chunk from clients that did not ask.",
-    ),
-    (
-        "heliproxy_upstream_timeout",
-        str,
-        "1800",
-        "Seconds an upstream may be silent, while connecting, before its answer and within it. 0: for ever.",
-    ),
-    ("heliproxy_keep_days", str, "", "Remove requests that are older than this many days. Default: keep all."),
-    ("heliproxy_keep_bodies_days", str, "", "Remove bodies that are older than this many days; rows stay."),
-    (
-        "heliproxy_max_db_size",
-        str,
-        "",
-        "Such as 2GB: above it the oldest bodies are removed, then the oldest requests.",
-    ),
-    ("heliproxy_run_id", str, "", "Tag every row with this run."),
-    (
-        "heliproxy_token",
-        str,
-        "",
-        "Bearer token that the REST API and the pages ask for. Default: HELIPROXY_TOKEN, else none.",
-    ),
-)
 
 
 class Heliproxy:
@@ -182,7 +129,7 @@ class Heliproxy:
     # ---------------------------------------------------------------- life of the addon
 
     def load(self, loader: Loader) -> None:
-        for name, kind, default, text in OPTIONS:
+        for name, kind, default, text in mitm_options.OPTIONS:
             loader.add_option(name, kind, default, text)
 
     def configure(self, updated: set[str]) -> None:
@@ -195,7 +142,7 @@ class Heliproxy:
             self._note_hosts()
         if not any(name.startswith("heliproxy_") for name in updated):
             return
-        self.settings = self._read_options()
+        self.settings = mitm_options.settings_from(ctx.options)
         try:
             self._defaults = default_headers(self.settings)
         except ValueError as e:
@@ -226,49 +173,14 @@ class Heliproxy:
         ours = list(ctx.options.allow_hosts) == [self._own_hosts] and not ctx.options.ignore_hosts
         self._is_ours = lru_cache(1024)(re.compile(self._own_hosts, re.IGNORECASE).search) if ours else None
 
-    def _read_options(self) -> Settings:
-        options = ctx.options
-        try:
-            upstreams = parse_upstreams(options.heliproxy_upstream)
-        except ValueError as e:
-            raise exceptions.OptionsError(f"heliproxy_{e}") from e
-        try:
-            for target in options.heliproxy_allow_target:
-                parse_allowed_target(target)
-        except ValueError as e:
-            raise exceptions.OptionsError(f"heliproxy_allow_target {e}") from e
-        ca = Path(options.heliproxy_upstream_ca).expanduser() if options.heliproxy_upstream_ca else None
-        if ca is not None and not ca.is_file():
-            raise exceptions.OptionsError(f"heliproxy_upstream_ca: {ca} is not a file; expected a PEM file")
-        api_port = options.heliproxy_api_port
-        return Settings(
-            home=Path(options.heliproxy_home).expanduser() if options.heliproxy_home else default_home(),
-            port=options.listen_port or 8080,
-            api_port=None if api_port < 0 else api_port,
-            upstreams=upstreams,
-            upstream_ca=ca,
-            default_headers=tuple(options.heliproxy_default_header),
-            allowed_targets=tuple(options.heliproxy_allow_target),
-            stream_usage=options.heliproxy_stream_usage,
-            upstream_timeout=_seconds(options.heliproxy_upstream_timeout),
-            retention=_retention(options),
-            run_id=options.heliproxy_run_id or None,
-            token=options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or None,
-            chain=_chain(options.listen_port or 8080),
-        )
-
     async def running(self) -> None:
         options = ctx.options
         if not options.allow_hosts and not options.ignore_hosts:
-            own = [f"^{host.replace('.', '[.]')}:" for host in self.settings.upstreams]
-            self._own_hosts = "(?i)" + "|".join(p.removeprefix("(?i)") for p in [*hosts.LLM_HOST_PATTERNS, *own])
+            self._own_hosts = mitm_options.hosts_to_intercept(self.settings)
             options.update(allow_hosts=[self._own_hosts])
         # A cache hit or a rewritten host must not dial the host the client named.
         options.update(connection_strategy="lazy")
-        # mitmproxy's own timeout ends whole client connections; ours of single calls must come first.
-        longest = round(max(self.settings.upstream_timeout or FOREVER, PATIENCE_SECONDS)) + MARGIN_SECONDS
-        if "tcp_timeout" in options and options.tcp_timeout < longest:
-            options.update(tcp_timeout=longest)
+        mitm_options.let_ours_time_out_first(options, max(self.settings.upstream_timeout or FOREVER, PATIENCE_SECONDS))
         dispatch.use(ctx.master)
         fast_layers.use()
         trailers.use()
@@ -921,32 +833,6 @@ def _is_policed(destination: Destination, directives: Directives) -> bool:
     Uploads and downloads of files pass raw, whatever their headers say.
     """
     return destination.kind == "provider" and asks(directives) and "/files" not in destination.path
-
-
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= FOREVER:
-        raise exceptions.OptionsError(f"heliproxy_upstream_timeout: {text!r} is not a number of seconds, 0 or more")
-    return found
-
-
-def _retention(options: Any) -> Retention:
-    names = ("heliproxy_keep_days", "heliproxy_keep_bodies_days", "heliproxy_max_db_size")
-    try:
-        return parse_retention(*(getattr(options, name) for name in names))
-    except ValueError as e:
-        raise exceptions.OptionsError(f"heliproxy: {e}") from e
-
-
-def _chain(own_port: int) -> Chain | None:
-    try:
-        return chain_of(original_env(os.environ), own_port)
-    except ValueError as e:
-        logger.warning("%s: upstreams are called directly", e)
-        return None
 
 
 def directives_of(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
