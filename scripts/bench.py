@@ -9,7 +9,8 @@ Prints a markdown table for each workload. Needs Linux, no root and no network: 
 with TLS of its own. Proxies, provider and load are processes of their own; a proxy has the last core to itself, all
 others the rest. Rounds are interleaved (A B C, C B A). CPU is that of a proxy's whole process tree, from the end of the
 warm-up until it is quiet again, so that what is logged after the answer counts; of the rounds the best is told, as
-other work on the machine only adds. Latencies and throughput are medians of the rounds, memory is the highest peak.
+other work on the machine only adds. Latencies and throughput (callers / mean latency) are medians of the rounds; with
+more than one caller both are mostly waiting for a turn. Memory is the highest peak.
 At the end the rows in heliproxy's databases are held against the requests sent: status 1 if they differ.
 """
 
@@ -265,11 +266,14 @@ def figure(
 
 
 CPU = figure(min, "cpu_ms")
+MEMORY = Column("peak MiB", figure(max, "peak_mib"), "{:.0f}")
 ANSWERS = (
     Column("req/s", figure(statistics.median, "per_second"), "{:.0f}"),
     Column("p50 ms", figure(statistics.median, "latency", "p50")),
     Column("p90 ms", figure(statistics.median, "latency", "p90")),
     Column("p99 ms", figure(statistics.median, "latency", "p99")),
+    Column("CPU ms/req", CPU, "{:.3f}"),
+    MEMORY,
 )
 STREAMS = (
     Column("first byte p50 ms", figure(statistics.median, "first_byte", "p50")),
@@ -277,8 +281,9 @@ STREAMS = (
     Column("gap p50 ms", figure(statistics.median, "gap", "p50")),
     Column("gap p99 ms", figure(statistics.median, "gap", "p99")),
     Column("whole p50 ms", figure(statistics.median, "latency", "p50")),
+    Column("CPU ms/stream", CPU),
+    MEMORY,
 )
-USE = (Column("CPU ms/req", CPU, "{:.3f}"), Column("peak MiB", figure(max, "peak_mib"), "{:.0f}"))
 
 Cells = Mapping[str, Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]]]
 """Workload, connections, peer, rounds."""
@@ -288,7 +293,7 @@ def report(cells: Cells) -> Iterable[str]:
     """Lines of markdown: a table for each workload."""
     for name, by_connections in cells.items():
         workload = WORKLOADS[name]
-        columns = (*(STREAMS if workload.events else ANSWERS), *USE)
+        columns = STREAMS if workload.events else ANSWERS
         base = "mitmdump-stream" if workload.events else "mitmdump"
         titles = ["connections", "peer", *(column.title for column in columns), f"CPU / {base}", "failed"]
         yield f"\n**{name}**: {workload.about}\n"
@@ -391,7 +396,7 @@ def options() -> argparse.Namespace:
         help="; ".join(f"{name}: {each.about}" for name, each in WORKLOADS.items()),
     )
     parser.add_argument("--seconds", type=positive(float), default=0.7, help="of each measurement (0.7)")
-    parser.add_argument("--rounds", type=positive(int), default=2, help="(2)")
+    parser.add_argument("--rounds", type=positive(int), default=2, help="in which every peer has its turn (2)")
     parser.add_argument(
         "--peers",
         type=several(NAMES),
