@@ -374,11 +374,11 @@ def several(known: Iterable[str]) -> Callable[[str], list[str]]:
     return read
 
 
-def positive(kind: type[float]) -> Callable[[str], float]:
+def above(least: int, kind: type[float]) -> Callable[[str], float]:
     def read(text: str) -> float:
-        if (value := kind(text)) > 0:
+        if (value := kind(text)) > least:
             return value
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not above {least}")
 
     return read
 
@@ -395,8 +395,8 @@ def options() -> argparse.Namespace:
         metavar="W1,W2",
         help="; ".join(f"{name}: {each.about}" for name, each in WORKLOADS.items()),
     )
-    parser.add_argument("--seconds", type=positive(float), default=0.7, help="of each measurement (0.7)")
-    parser.add_argument("--rounds", type=positive(int), default=2, help="in which every peer has its turn (2)")
+    parser.add_argument("--seconds", type=above(0, float), default=0.7, help="of each measurement (0.7)")
+    parser.add_argument("--rounds", type=above(0, int), default=2, help="in which every peer has its turn (2)")
     parser.add_argument(
         "--peers",
         type=several(NAMES),
@@ -404,7 +404,7 @@ def options() -> argparse.Namespace:
         help=f"of {', '.join(NAMES)}, for every workload (all; mitmdump-stream for streams only)",
     )
     parser.add_argument(
-        "--workers", type=positive(int), metavar="N", help="also a heliproxy of N processes, not pinned"
+        "--workers", type=above(1, int), metavar="N", help="also a heliproxy of N processes, not pinned"
     )
     parser.add_argument("--no-pin", action="store_true", help="let every process run on all cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round there")
@@ -446,7 +446,6 @@ def rows_match(peers: Iterable[Peer]) -> bool:
 
 def main() -> int:
     asked = options()
-    measuring.need_linux()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what was started is ended
     with ExitStack() as stack:
@@ -470,5 +469,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    measuring.need_linux()
     measuring.use_project_python()
     sys.exit(main())

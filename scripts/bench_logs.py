@@ -237,7 +237,6 @@ def main() -> None:
             at, trust, connections, rate, seconds = arguments
             print(json.dumps(asyncio.run(logs(at, trust, int(connections), float(rate), float(seconds)))))
         return
-    need_linux()
     sys.exit(measure(options))
 
 
@@ -295,5 +294,6 @@ def measure(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    need_linux()
     use_project_python()
     main()

@@ -78,6 +78,7 @@ def test_it_ends_what_it_started_when_it_is_told_to(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_linux
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -85,6 +86,7 @@ def test_it_ends_what_it_started_when_it_is_told_to(tmp_path: Path) -> None:
         (["--peers", "nginx"], "'nginx' is none of direct, mitmdump, mitmdump-stream, heliproxy"),
         (["--seconds", "0"], "0 is not above 0"),
         (["--rounds", "-1"], "-1 is not above 0"),
+        (["--workers", "1"], "1 is not above 1"),
     ],
 )
 def test_it_says_what_is_wrong(arguments: list[str], said: str, tmp_path: Path) -> None:
