@@ -39,8 +39,9 @@ OPEN_AFTER_SECONDS = 0.5
 SWEEP_SECONDS = 60.0
 """How often rows that other processes left open when they died are marked as lost."""
 AFTER_FAILURE_SECONDS = 0.1
-BUSY_SECONDS = 1.0
-"""How long a commit waits for another process's lock. What comes in meanwhile waits in memory, unread."""
+BUSY_SECONDS = 0.2
+"""How long a commit waits for another process's lock, before it is put off. What comes in meanwhile is read in one go
+afterwards, which the event loop would notice if it were much."""
 MAX_PENDING_BYTES = 256 * 1024 * 1024
 """Of bytes waiting for this thread; past it, bodies are dropped first."""
 MAX_PENDING_ITEMS = 50_000

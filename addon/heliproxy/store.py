@@ -233,7 +233,7 @@ class Writer:
         self._odd_failures = 0
         self._clock = clock
         self._monotonic = monotonic
-        self._busy_timeout = busy_timeout
+        self._busy_timeout = self._write_timeout = busy_timeout
         self._max_rows = max_rows
         self._max_body_bytes = max_body_bytes
         self._conn: sqlite3.Connection | None = None
@@ -312,8 +312,11 @@ class Writer:
         return 0
 
     def be_patient(self, seconds: float) -> None:
-        """From now on wait this long for another process's lock before a batch is put off."""
+        """From now on wait this long for another process's lock before a batch is put off. `write` waits as before."""
         self._busy_timeout = seconds
+        self._wait(seconds)
+
+    def _wait(self, seconds: float) -> None:
         if self._conn is not None:
             self._conn.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
 
@@ -417,12 +420,16 @@ class Writer:
         """
         self.flush(force=True)
         try:
+            self.open()
+            self._wait(self._write_timeout)
             with self._transaction() as conn:
                 for sql, values in writes:
                     conn.execute(sql, tuple(map(storable, values)))
         except Failure as e:
             self._failed(e)
             raise
+        finally:
+            self._wait(self._busy_timeout)
 
     def run[T](self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Run `job` on the connection, outside a transaction and not looking at what is buffered.

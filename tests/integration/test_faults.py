@@ -245,7 +245,7 @@ def fail(*args: Any, **kw: Any) -> Any:
 
 
 STAGES: dict[str, tuple[Any, str]] = {
-    "decode the request": (heliproxy.record, "decode"),
+    "decode": (heliproxy.record, "Decoder"),
     "parse the request": (OpenAIChat, "parse_request"),
     "parse the response": (OpenAIChat, "parse_response"),
     "parse the stream": (OpenAIChat, "stream"),
