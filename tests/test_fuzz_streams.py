@@ -21,11 +21,11 @@ from mitmproxy import http
 
 from fakes import chat_chunks, message_events
 from heliproxy import hosts
-from heliproxy.addon import Heliproxy
 from heliproxy.directives import parse
 from heliproxy.exchange import Exchange
 from heliproxy.formats.eventstream import encode_message
 from heliproxy.record import Pricing, Sink, build_record
+from heliproxy.tap import tap
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus" / "public.jsonl"
 MUTATIONS = 10_000
@@ -199,11 +199,8 @@ class NoPrices:
         return None
 
 
-class Unhurried(Heliproxy):
-    """The addon without the clock of its event loop."""
-
-    def _linger(self, flow_id: str) -> None:
-        pass
+def ignore(_: object) -> None:
+    """Neither is there a recorder to hand over to, nor a stream that stays open."""
 
 
 PRICING = Pricing(NoPrices(), lambda *_: None, b"secret")
@@ -223,11 +220,11 @@ def row_of(seed: Seed, body: bytes, sizes: Sequence[int]) -> dict[str, Any]:
         status=200,
         response_headers=response.headers.fields,
     )
-    tap = Unhurried()._tap("flow", exchange, response)
+    tapped = tap("flow", exchange, response, ignore, ignore)
     at = 0
     for size in itertools.cycle(sizes):
         chunk = body[at : at + size]
-        assert tap(chunk) == chunk
+        assert tapped(chunk) == chunk
         if not chunk:
             break
         at += size

@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -41,18 +41,16 @@ from heliproxy import (
 from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.environment import run_of
 from heliproxy.exchange import Exchange
-from heliproxy.formats import FORMATS
 from heliproxy.gates import Hit, asks, refusal
 from heliproxy.ids import new_request_id
 from heliproxy.mitm_options import FOREVER
 from heliproxy.plan import CallPlan, backoff_of
 from heliproxy.policies.answers import Answer, exception_answer, text_answer
 from heliproxy.policies.defaults import default_headers
-from heliproxy.policies.streamusage import ChunkJoiner, UsageHider
-from heliproxy.record import is_stream_type
 from heliproxy.services import Services, open_services
 from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, allowed_names
 from heliproxy.sockets import Socket
+from heliproxy.tap import is_streamed, tap
 from heliproxy.targets import Destination
 
 if TYPE_CHECKING:
@@ -64,10 +62,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BUFFER_LIMIT = 256 * 1024
-"""A response of known length up to this is buffered (and may then be answered in one write); all others stream."""
-HAND_OVER = 256 * 1024
-"""Bytes of a running stream kept here before they go to the recorder."""
 LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
 PATIENCE_SECONDS = DEFAULT_UPSTREAM_TIMEOUT
@@ -78,7 +72,6 @@ KEPT_MESSAGES = 20
 """WebSocket messages that a flow keeps, for whoever looks at it."""
 REMEMBERED_HEADERS = 4096
 """Bytes of one call's headers up to which what they ask for is remembered."""
-_MARKER_TAIL = 64
 
 
 class Heliproxy:
@@ -651,8 +644,8 @@ class Heliproxy:
             # No client knows what that is; RFC 9110 section 15 has it read as a 5xx, Helicone sends a 500.
             response.status_code, response.reason = 500, "Internal Server Error"
         self._add_headers(response, exchange)
-        if not exchange.answered_here and self._is_streamed(response):
-            response.stream = self._tap(flow.id, exchange, response)
+        if not exchange.answered_here and is_streamed(response):
+            response.stream = tap(flow.id, exchange, response, self._hand_over, self._linger)
 
     def _add_headers(self, response: http.Response, exchange: Exchange) -> None:
         headers = response.headers
@@ -667,64 +660,9 @@ class Heliproxy:
         if exchange.warnings:
             headers["Heliproxy-Warning"] = flows.header_text("; ".join(exchange.warnings))[:MAX_WARNING]
 
-    def _is_streamed(self, response: http.Response) -> bool:
-        if response.status_code == 101:
-            return False
-        headers = response.headers
-        if is_stream_type(headers.get("content-type", "")):
-            return True
-        length = headers.get("content-length", "")
-        return not (length.isascii() and length.isdigit() and int(length[:12]) <= BUFFER_LIMIT)
-
-    def _tap(
-        self, flow_id: str, exchange: Exchange, response: http.Response
-    ) -> Callable[[bytes], bytes | Iterable[bytes]]:
-        """A function that lets a response's bytes pass and keeps a copy for the recorder."""
-        tap = self._copier(flow_id, exchange, response)
-        plain = response.headers.get("content-encoding", "identity").lower() == "identity"
-        stream = is_stream_type(response.headers.get("content-type", ""))
-        if exchange.hide_usage and plain and stream:
-            if "content-length" in response.headers:
-                del response.headers["content-length"]
-                response.headers["transfer-encoding"] = "chunked"
-            return _through(tap, UsageHider())
-        if exchange.directives.stream_force_format and stream:
-            return _through(tap, ChunkJoiner())
-        return tap
-
-    def _copier(self, flow_id: str, exchange: Exchange, response: http.Response) -> Callable[[bytes], bytes]:
-        format = FORMATS.get(exchange.route.format)
-        plain = response.headers.get("content-encoding", "identity").lower() == "identity"
-        markers = tuple(b"\n" + m for m in format.terminal) if format is not None and plain else ()
-        clock = time.perf_counter
-        chunks = exchange.chunks
-        tail = b"\n"
-        over = False
-
-        def tap(data: bytes) -> bytes:
-            nonlocal chunks, tail, over
-            if not data:
-                return data
-            if exchange.first_byte is None:
-                exchange.first_byte = clock()
-            chunks.append(data)
-            exchange.size_response += len(data)
-            exchange.pending += len(data)
-            if exchange.pending > HAND_OVER:
-                self.recorder.stream(exchange)
-                chunks = exchange.chunks
-            if over:
-                exchange.ended = clock()
-            elif markers:
-                window = tail + data
-                if any(marker in window for marker in markers):
-                    over = True
-                    exchange.ended = clock()
-                    self._linger(flow_id)
-                tail = window[-_MARKER_TAIL:]
-            return data
-
-        return tap
+    def _hand_over(self, exchange: Exchange) -> None:
+        if self.services is not None:
+            self.recorder.stream(exchange)
 
     def _linger(self, flow_id: str) -> None:
         """The last event is passing: write the row soon, even if nobody closes the connection."""
@@ -845,17 +783,6 @@ def directives_of(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -
 @lru_cache(maxsize=1024)
 def _remembered(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
     return parse(flows.text_fields(fields), defaults)
-
-
-def _through(tap: Callable[[bytes], bytes], filter: UsageHider | ChunkJoiner) -> Callable[[bytes], Iterable[bytes]]:
-    """The tap sees what the upstream sent, the client gets what the filter lets through."""
-
-    def pass_on(data: bytes) -> Iterable[bytes]:
-        passed = filter.feed(tap(data)) if data else filter.end()
-        # An empty chunk would be the end of a chunked body, so nothing must be no chunk at all.
-        return [passed] if passed else []
-
-    return pass_on
 
 
 def __getattr__(name: str) -> Any:
