@@ -109,7 +109,7 @@ def test_calls_under_way_are_opened_once_and_replaced(recorder: Recorder, path: 
 def test_responses_on_a_socket_are_calls_under_way() -> None:
     addon = Heliproxy()
     addon.live["flow"] = exchange("http")
-    socket = addon.sockets["other"] = Socket(
+    socket = addon.sockets.by_flow["other"] = Socket(
         exchange("socket"), lambda _: None, lambda _: None, lambda: "next", time.time, time.perf_counter
     )
     assert [call.id for call in addon.under_way()] == ["http"]

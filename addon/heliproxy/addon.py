@@ -44,12 +44,12 @@ from heliproxy.exchange import Exchange
 from heliproxy.gates import Hit, asks, refusal
 from heliproxy.ids import new_request_id
 from heliproxy.mitm_options import FOREVER
+from heliproxy.open_sockets import OpenSockets
 from heliproxy.plan import CallPlan, backoff_of
 from heliproxy.policies.answers import Answer, exception_answer, text_answer
 from heliproxy.policies.defaults import default_headers
 from heliproxy.services import Services, open_services
 from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, allowed_names
-from heliproxy.sockets import Socket
 from heliproxy.tap import is_streamed, tap
 from heliproxy.targets import Destination
 
@@ -68,8 +68,6 @@ PATIENCE_SECONDS = DEFAULT_UPSTREAM_TIMEOUT
 """How long an upstream may be silent when `Helicone-Increase-Timeout` asks for more than the operator allows."""
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
-KEPT_MESSAGES = 20
-"""WebSocket messages that a flow keeps, for whoever looks at it."""
 REMEMBERED_HEADERS = 4096
 """Bytes of one call's headers up to which what they ask for is remembered."""
 
@@ -90,8 +88,7 @@ class Heliproxy:
         """Calls to known hosts that are not inference, by flow id: passed on or answered here, never logged."""
         self.destinations: dict[str, Destination] = {}
         """Where each exchange under way is going, by flow id."""
-        self.sockets: dict[str, Socket] = {}
-        """Open WebSockets that carry calls, by flow id."""
+        self.sockets = OpenSockets()
         self.guarded: set[tuple[str, int]] = set()
         """Addresses that clients named as targets: to be public when they are dialled."""
         self.refused: Counter[str] = Counter()
@@ -219,9 +216,7 @@ class Heliproxy:
         deadline = time.monotonic() + DRAIN_SECONDS
         while self.live and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        for socket in self.sockets.values():
-            socket.close(True, "the proxy was stopped")
-        self.sockets.clear()
+        self.sockets.close("the proxy was stopped")
         for flow_id in list(self.live):
             exchange = self.live[flow_id]
             exchange.aborted = exchange.aborted or "client"
@@ -634,7 +629,10 @@ class Heliproxy:
         exchange.status = response.status_code
         exchange.response_headers = response.headers.fields
         if response.status_code == 101:
-            self._open_socket(flow, exchange)
+            # From here on the socket's messages are the calls, not the upgrade itself.
+            del self.live[flow.id]
+            self.destinations.pop(flow.id, None)
+            self.sockets.open(flow.id, exchange, self.recorder)
             return
         if exchange.attempts and not exchange.last_noted:
             plan = attempts.plan_of(flow)
@@ -707,44 +705,17 @@ class Heliproxy:
 
     # ---------------------------------------------------------------- WebSockets
 
-    def _open_socket(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
-        """The upgrade was accepted: from here on the socket's messages are the calls, not the upgrade itself."""
-        del self.live[flow.id]
-        self.destinations.pop(flow.id, None)
-        self.sockets[flow.id] = Socket(
-            exchange,
-            finish=self.recorder.finish,
-            stream=self.recorder.stream,
-            new_id=lambda: new_request_id(int(time.time() * 1000)),
-            wall=time.time,
-            clock=time.perf_counter,
-        )
-
     def websocket_message(self, flow: http.HTTPFlow) -> None:
-        found = self.sockets.get(flow.id)
-        if found is None or flow.websocket is None:
-            return
-        messages = flow.websocket.messages
-        message = messages[-1]
-        if message.from_client:
-            found.from_client(message.content)
-        else:
-            found.from_server(message.content)
-        if len(messages) > KEPT_MESSAGES:
-            # mitmproxy keeps every message for as long as the socket is open, which may be for hours.
-            del messages[:-KEPT_MESSAGES]
+        self.sockets.message(flow)
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
-        found = self.sockets.pop(flow.id, None)
-        if found is not None and flow.websocket is not None:
-            by_client = bool(flow.websocket.closed_by_client)
-            found.close(by_client, f"the socket was closed by the {'client' if by_client else 'upstream'}")
+        self.sockets.end(flow)
 
     # ---------------------------------------------------------------- the end
 
     def under_way(self) -> list[Exchange]:
         """Every call that is not over. The recorder asks, on its own thread."""
-        return [*self.live.values(), *(one for socket in tuple(self.sockets.values()) for one in socket.open_calls())]
+        return [*self.live.values(), *self.sockets.calls()]
 
     def _finish(self, flow_id: str) -> None:
         """Hand an exchange to the recorder; a second call for the same one does nothing."""
