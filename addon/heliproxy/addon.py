@@ -43,13 +43,12 @@ from heliproxy.environment import run_of
 from heliproxy.exchange import Exchange
 from heliproxy.gates import Hit, asks, refusal
 from heliproxy.ids import new_request_id
-from heliproxy.mitm_options import FOREVER
 from heliproxy.open_sockets import OpenSockets
 from heliproxy.plan import CallPlan, backoff_of
 from heliproxy.policies.answers import Answer, exception_answer, text_answer
 from heliproxy.policies.defaults import default_headers
 from heliproxy.services import Services, open_services
-from heliproxy.settings import DEFAULT_UPSTREAM_TIMEOUT, Settings, allowed_names
+from heliproxy.settings import Settings, allowed_names
 from heliproxy.tap import is_streamed, tap
 from heliproxy.targets import Destination
 
@@ -64,8 +63,6 @@ logger = logging.getLogger(__name__)
 
 LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
-PATIENCE_SECONDS = DEFAULT_UPSTREAM_TIMEOUT
-"""How long an upstream may be silent when `Helicone-Increase-Timeout` asks for more than the operator allows."""
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
 REMEMBERED_HEADERS = 4096
@@ -112,7 +109,6 @@ class Heliproxy:
         """Tells those hosts, unless the operator chose others."""
         self._retries_off: str | None = None
         self.patience: Patience | None = None
-        self._watching: asyncio.Task[None] | None = None
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         """How a backoff waits."""
 
@@ -170,7 +166,7 @@ class Heliproxy:
             options.update(allow_hosts=[self._own_hosts])
         # A cache hit or a rewritten host must not dial the host the client named.
         options.update(connection_strategy="lazy")
-        mitm_options.let_ours_time_out_first(options, max(self.settings.upstream_timeout or FOREVER, PATIENCE_SECONDS))
+        mitm_options.let_ours_time_out_first(options, self.settings)
         dispatch.use(ctx.master)
         fast_layers.use()
         trailers.use()
@@ -197,19 +193,11 @@ class Heliproxy:
         proxyserver = ctx.master.addons.get("proxyserver")
         if not self.settings.upstream_timeout or self._retries_off or proxyserver is None:
             return
-        from heliproxy.patience import Patience
+        from heliproxy.patience import Patience, limit_of
 
-        self.patience = Patience(self.settings.upstream_timeout, self._patience_with, lambda: proxyserver.connections)
-        self._watching = asyncio.create_task(self.patience.run(), name="upstream timeouts")
-
-    def _patience_with(self, flow_id: str) -> tuple[float, int] | None:
-        exchange = self.live.get(flow_id)
-        if exchange is None:
-            return None
-        seconds = self.settings.upstream_timeout
-        if exchange.directives.increase_timeout:
-            seconds = max(seconds, PATIENCE_SECONDS)
-        return seconds, exchange.size_response
+        limit = limit_of(self.live, lambda: self.settings)
+        self.patience = Patience(self.settings.upstream_timeout, limit, lambda: proxyserver.connections)
+        self.patience.start()
 
     async def done(self) -> None:
         """Let exchanges under way end, write what is left, stop."""
@@ -222,8 +210,8 @@ class Heliproxy:
             exchange.aborted = exchange.aborted or "client"
             exchange.error = exchange.error or "the proxy was stopped before the answer was complete"
             self._finish(flow_id)
-        if self._watching is not None:
-            self._watching.cancel()
+        if self.patience is not None:
+            self.patience.stop()
         if self.services is not None:
             await self.services.stop()
 

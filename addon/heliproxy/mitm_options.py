@@ -18,7 +18,7 @@ from heliproxy.chain import Chain, chain_of
 from heliproxy.environment import original_env
 from heliproxy.home import default_home
 from heliproxy.retention import Retention, parse_retention
-from heliproxy.settings import Settings, parse_allowed_target, parse_upstreams
+from heliproxy.settings import INCREASED_TIMEOUT, Settings, parse_allowed_target, parse_upstreams
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options
@@ -158,8 +158,8 @@ def hosts_to_intercept(settings: Settings) -> str:
     return "(?i)" + "|".join(p.removeprefix("(?i)") for p in [*hosts.LLM_HOST_PATTERNS, *own])
 
 
-def let_ours_time_out_first(options: Options, longest: float) -> None:
-    """mitmproxy's own timeout ends whole client connections: it must be above ours of single calls, in seconds."""
-    seconds = round(longest) + MARGIN_SECONDS
+def let_ours_time_out_first(options: Options, settings: Settings) -> None:
+    """mitmproxy's own timeout ends whole client connections: it must be above ours of single calls."""
+    seconds = round(max(settings.upstream_timeout or FOREVER, INCREASED_TIMEOUT)) + MARGIN_SECONDS
     if "tcp_timeout" in options and options.tcp_timeout < seconds:
         options.update(tcp_timeout=seconds)

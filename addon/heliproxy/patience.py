@@ -24,9 +24,13 @@ from mitmproxy.proxy.layers.http import GetHttpConnection, HttpLayer
 from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
 
 from heliproxy.attempts import Progress, RetryLayer, RetryStream
+from heliproxy.settings import INCREASED_TIMEOUT
 
 if TYPE_CHECKING:
     from mitmproxy.proxy.server import ConnectionHandler
+
+    from heliproxy.exchange import Exchange
+    from heliproxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ Limit = Callable[[str], tuple[float, int] | None]
 
 
 class Patience:
-    """The looks, as one task: `await run()` until it is cancelled.
+    """The looks, as one task: from `start()` until `stop()`.
 
     Args:
         shortest: the shortest time that any call may be silent, in seconds.
@@ -55,6 +59,15 @@ class Patience:
         self.tick = min(shortest / LOOKS_A_WAIT, LONGEST_TICK)
         self._limit, self._connections = limit, connections
         self._quiet: dict[RetryStream, tuple[object, float]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look from now on, in the running event loop."""
+        self._task = asyncio.create_task(self.run(), name="upstream timeouts")
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     async def run(self) -> None:
         last = time.monotonic()
@@ -100,6 +113,21 @@ class Patience:
                 _end_connecting(progress.waits_for, layer, handler, message)
             else:
                 await _end_call(stream, progress, handler, message)
+
+
+def limit_of(live: Mapping[str, Exchange], settings: Callable[[], Settings]) -> Limit:
+    """The limit of the exchanges under way, which are by flow id."""
+
+    def limit(flow_id: str) -> tuple[float, int] | None:
+        exchange = live.get(flow_id)
+        if exchange is None:
+            return None
+        seconds = settings().upstream_timeout
+        if exchange.directives.increase_timeout:
+            seconds = max(seconds, INCREASED_TIMEOUT)
+        return seconds, exchange.size_response
+
+    return limit
 
 
 def _client_is_slow(handler: ConnectionHandler) -> bool:

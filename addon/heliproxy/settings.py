@@ -15,7 +15,9 @@ from heliproxy.retention import Retention
 
 _NAME = re.compile(r"(?!-)[\w-]+(?:\.[\w-]+)*\.?")
 DEFAULT_UPSTREAM_TIMEOUT = 1800.0
-"""What Helicone-Increase-Timeout asks for, given to every call: models that think say nothing for long."""
+"""Seconds an upstream may be silent: models that think say nothing for long."""
+INCREASED_TIMEOUT = DEFAULT_UPSTREAM_TIMEOUT
+"""The same for a call with Helicone-Increase-Timeout, when the operator allows less."""
 
 
 @dataclass(frozen=True, slots=True)
