@@ -263,7 +263,7 @@ class FlowTools:
 
     def websocket_start(self, flow: http.HTTPFlow) -> None:
         proxy = self._proxy()
-        opened = proxy.sockets.get(flow.id) if proxy is not None and KEY in flow.metadata else None
+        opened = proxy.sockets.by_flow.get(flow.id) if proxy is not None and KEY in flow.metadata else None
         if opened is None:
             return
         act = partial(_answered, flow, asyncio.get_running_loop())
