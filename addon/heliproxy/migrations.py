@@ -302,6 +302,17 @@ M004 = (
 )
 
 
+M005 = (
+    # What the page of the cache reads; rows that are no hits pay nothing.
+    """
+    CREATE INDEX requests_hits ON requests (created_at, cache_reference_id, saved_usd, latency_ms) WHERE cache = 'HIT'
+    """,
+    # Sums of before lack the kinds by property and other columns, and when users were first seen; they are made again.
+    "DELETE FROM rollup_periods",
+    "DELETE FROM rollups",
+)
+
+
 def m001_first_schema(db: Database) -> None:
     for statement in M001:
         db.execute(statement)
@@ -322,7 +333,12 @@ def m004_under_way(db: Database) -> None:
         db.execute(statement)
 
 
-STEPS = (m001_first_schema, m002_objects, m003_rollups, m004_under_way)
+def m005_property_sums(db: Database) -> None:
+    for statement in M005:
+        db.execute(statement)
+
+
+STEPS = (m001_first_schema, m002_objects, m003_rollups, m004_under_way, m005_property_sums)
 NAMES = frozenset(step.__name__ for step in STEPS)
 # Steps whose tables and columns the reports use: an archived copy without the later ones can still be read.
 NEEDED_TO_READ = frozenset({m001_first_schema.__name__})

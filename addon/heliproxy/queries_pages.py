@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from heliproxy import rollups, tallies
 from heliproxy.filters import Filters
 from heliproxy.queries import Row, add_properties, fetch_rows, request_list
 from heliproxy.times import stored_time
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 SEARCH_SECONDS = 0.7
 """How long one page of a search may take before it shows what it has."""
@@ -166,15 +167,35 @@ def before_in_session(conn: sqlite3.Connection, row: Row) -> str | None:
     return found[0] if found else None
 
 
-def seen_times(conn: sqlite3.Connection, filters: Filters) -> dict[str, tuple[str, str]]:
-    """First and last request of each user."""
+def seen_times(
+    conn: sqlite3.Connection, filters: Filters, *, everybody: bool = False
+) -> dict[str | None, tuple[str, str]]:
+    """First and last request of each user; with `everybody`, of requests without a user as well, at None."""
+    named = "1" if everybody else "r.user_id IS NOT NULL"
     where, values = filters.condition()
-    rows = conn.execute(
-        f"SELECT r.user_id, min(r.created_at), max(r.created_at) FROM requests r WHERE {where} "
-        "AND r.user_id IS NOT NULL GROUP BY 1",
-        values,
-    )
-    return {user: (first, last) for user, first, last in rows}
+    with tallies.snapshot(conn):
+        window = tallies.time_window(conn, filters)
+        if rollups.kind_of(("user",), filters) != "user" or window is None or not tallies.uses_sums(conn, window):
+            return merged(conn.execute(f"{SEEN} WHERE {where} AND {named} GROUP BY 1", values))
+        where, values = rollups.condition(filters)
+        parts = rollups.plan(conn, "user", [window])
+        found = list(rollups.seen(conn, parts, f"{where} AND {named}", values))
+        for raw in parts[0].raw:
+            sql = f"{SEEN} WHERE {where} AND {named} AND r.created_at >= ? AND r.created_at < ? GROUP BY 1"
+            found += conn.execute(sql, [*values, *map(stored_time, raw)])
+    return merged(found)
+
+
+SEEN = "SELECT r.user_id, min(r.created_at), max(r.created_at) FROM requests r"
+
+
+def merged(spans: Iterable[tuple[str | None, str, str]]) -> dict[str | None, tuple[str, str]]:
+    """The earliest and the latest time of each user."""
+    found: dict[str | None, tuple[str, str]] = {}
+    for user, first, last in spans:
+        old = found.get(user, (first, last))
+        found[user] = (min(old[0], first), max(old[1], last))
+    return found
 
 
 def property_keys(conn: sqlite3.Connection, filters: Filters, limit: int = 200) -> list[tuple[str, int, int]]:

@@ -19,7 +19,9 @@ from typing import Any
 
 from heliproxy import migrations, rollups
 from heliproxy.distributions import pack, unpack
-from heliproxy.rollups import KINDS, LEFT_OUT, PROPERTY, Part, Range
+from heliproxy.filters import Filters
+from heliproxy.queries_pages import seen_times
+from heliproxy.rollups import KINDS, LEFT_OUT, NAMED_KINDS, PROPERTY, Part, Range
 from heliproxy.tallies import NAMED_DIMENSIONS, Key, Tally, grouped_requests
 from heliproxy.times import stored_time
 
@@ -29,6 +31,8 @@ SAVING = 8
 """A kind is kept of a period when it has at most one group for so many requests, or few groups at all."""
 FEW_GROUPS = 8
 MOST_PROPERTIES = 24
+MOST_DIVIDED = 8
+"""With more properties in a period, each has sums by its values alone."""
 SETTLED = timedelta(minutes=10)
 """An hour is summed up so long after its end: calls that began in it may still be running."""
 MOST_GROUPS = 20_000
@@ -50,7 +54,7 @@ DIMENSIONS = (
     "run_id",
     "property",
 )
-COLUMNS = ("kind", "level", "start", "number", *DIMENSIONS, *rollups.SUMS, "latencies", "waits")
+COLUMNS = ("kind", "level", "start", "number", *DIMENSIONS, *rollups.SUMS, "first_at", "last_at", "latencies", "waits")
 PUT = f"INSERT INTO rollups ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 # From one to the next in the index; DISTINCT would read it all.
@@ -84,7 +88,7 @@ def fill_all(path: Path, now: datetime) -> int:
 
 def missing(conn: sqlite3.Connection, now: datetime) -> Iterator[Period]:
     """Past periods that hold requests and have no sums, newest first, each after the ones it is made of."""
-    if migrations.m003_rollups.__name__ not in migrations.applied_steps(conn):
+    if migrations.m005_property_sums.__name__ not in migrations.applied_steps(conn):
         return
     known = set(conn.execute("SELECT level, start FROM rollup_periods WHERE kinds IS NOT NULL"))
     end = rollups.hour_before(now - SETTLED)
@@ -123,7 +127,8 @@ def fill(conn: sqlite3.Connection, period: Period) -> bool:
     set_claim(conn, period, claim)
     rows, found = sum_up(conn, period)
     kept = {kind: groups for kind, groups in found.items() if groups is not None and saves(groups, rows)}
-    marks = [*kept] + [LEFT_OUT + kind.partition(":")[2] for kind in found if ":" in kind and kind not in kept]
+    marks = [*kept] + [LEFT_OUT + kind for kind in found if ":" in kind and kind not in kept]
+    seen = users_seen(conn, window_of(period)) if "user" in kept else {}
     with writing(conn):
         done = conn.execute(
             "UPDATE rollup_periods SET rows = ?, kinds = ?, claim = NULL WHERE level = ? AND start = ? AND claim = ?",
@@ -132,7 +137,7 @@ def fill(conn: sqlite3.Connection, period: Period) -> bool:
         if done:
             forget(conn, period)
             for kind, groups in kept.items():
-                conn.executemany(PUT, records(kind, period, groups))
+                conn.executemany(PUT, records(kind, period, groups, seen))
     return bool(done)
 
 
@@ -165,8 +170,8 @@ def window_of(period: Period) -> Range:
     return rollups.time_of(start * 4**level), rollups.time_of((start + 1) * 4**level)
 
 
-def saves(groups: Groups, rows: int) -> bool:
-    return len(groups) <= min(MOST_GROUPS, max(FEW_GROUPS, rows // SAVING))
+def saves(groups: Groups | None, rows: int) -> bool:
+    return groups is not None and len(groups) <= min(MOST_GROUPS, max(FEW_GROUPS, rows // SAVING))
 
 
 def sum_up(conn: sqlite3.Connection, period: Period) -> tuple[int, dict[str, Groups | None]]:
@@ -184,7 +189,8 @@ def sum_up(conn: sqlite3.Connection, period: Period) -> tuple[int, dict[str, Gro
             found[kind] = narrowed(wider[source], KINDS[source], columns)
         else:
             found[kind] = groups_of(conn, kind, [f"r.{column}" for column in columns], [], columns, window)
-    return rows, found | property_kinds(conn, window)
+    divided = {kind for kind, groups in found.items() if saves(groups, rows)}
+    return rows, found | property_kinds(conn, window, rows, divided)
 
 
 def narrowed(groups: Groups, columns: Sequence[str], wanted: Sequence[str]) -> Groups:
@@ -207,7 +213,7 @@ def groups_of(
     part = rollups.plan(conn, kind, [window])[0]
     if requests_in(conn, part) > MOST_RAW:
         return None
-    waits = kind in rollups.WITH_WAITS
+    waits = rollups.has_waits(kind)
     found: Groups = {}
     for past in rollups.read(conn, kind, columns, [part], waits=waits):
         found.setdefault(past.group, Tally()).add_past(past.sums, unpack(past.latencies), unpack(past.waits))
@@ -225,19 +231,67 @@ def requests_in(conn: sqlite3.Connection, part: Part) -> int:
     return sum(conn.execute(sql, tuple(map(stored_time, raw))).fetchone()[0] for raw in part.raw)
 
 
-def property_kinds(conn: sqlite3.Connection, window: Range) -> dict[str, Groups | None]:
-    """A kind for each property, and one without groups to say that there are no more; nothing when that is too much."""
+def property_kinds(conn: sqlite3.Connection, window: Range, rows: int, kept: set[str]) -> dict[str, Groups | None]:
+    """The kinds of each property, and those without groups to say that there are no more; nothing when it is too much.
+
+    Only of kinds that are `kept` without properties, for there the properties that a period lacks are found.
+    """
     part = rollups.plan(conn, PROPERTY, [window])[0]
     if requests_in(conn, part) > MOST_RAW:
         return {}
     names = property_names(conn, part)
     if len(names) > MOST_PROPERTIES:
         return {}
-    found: dict[str, Groups | None] = {PROPERTY: {}}
+    heads = [head for head, kind in NAMED_KINDS.items() if kind in kept]
+    if len(names) > MOST_DIVIDED:
+        heads = heads[:1]
+    found: dict[str, Groups | None] = {head: {} for head in heads}
     for name in sorted(names):
-        kind = rollups.property_kind(name)
-        found[kind] = groups_of(conn, kind, [NAMED_DIMENSIONS["property"]], [name], (PROPERTY,), window)
+        found |= kinds_of_property(conn, name, heads, window, rows)
     return found
+
+
+def kinds_of_property(
+    conn: sqlite3.Connection, name: str, heads: Sequence[str], window: Range, rows: int
+) -> dict[str, Groups | None]:
+    """The kinds of one property; None for those that are left out."""
+    kinds = [f"{head}:{name}" for head in heads]
+    found: dict[str, Groups | None] = dict.fromkeys(kinds)
+    if has_two_values(conn, name, window):
+        return found
+    alone = kinds[0]
+    found[alone] = groups_of_property(conn, alone, window)
+    if not saves(found[alone], rows):
+        return found
+    for kind in reversed(kinds[1:]):
+        columns = rollups.columns_of(kind)
+        wider = {one: groups for one, groups in found.items() if groups and set(columns) < set(rollups.columns_of(one))}
+        if wider:
+            source = min(wider, key=lambda one: len(wider[one]))
+            found[kind] = narrowed(wider[source], rollups.columns_of(source), columns)
+        else:
+            found[kind] = groups_of_property(conn, kind, window)
+    return found
+
+
+def groups_of_property(conn: sqlite3.Connection, kind: str, window: Range) -> Groups | None:
+    columns = rollups.columns_of(kind)
+    selected = [NAMED_DIMENSIONS[PROPERTY], *(f"r.{column}" for column in columns[1:])]
+    return groups_of(conn, kind, selected, [kind.partition(":")[2]], columns, window)
+
+
+def has_two_values(conn: sqlite3.Connection, name: str, window: Range) -> bool:
+    """Whether a request has the property twice, in different case: a filter finds both, a group shows one."""
+    sql = """
+        SELECT 1 FROM requests r WHERE r.created_at >= ? AND r.created_at < ? AND 1 <
+            (SELECT count(*) FROM properties p WHERE p.request_id = r.id AND p.key = ? COLLATE NOCASE) LIMIT 1
+    """
+    part = rollups.plan(conn, f"{PROPERTY}:{name}", [window])[0]
+    return any(conn.execute(sql, (*map(stored_time, raw), name)).fetchone() for raw in part.raw)
+
+
+def users_seen(conn: sqlite3.Connection, window: Range) -> dict[Any, tuple[str, str]]:
+    return seen_times(conn, Filters(since=window[0], until=window[1]), everybody=True)
 
 
 def property_names(conn: sqlite3.Connection, part: Part) -> set[str]:
@@ -246,7 +300,8 @@ def property_names(conn: sqlite3.Connection, part: Part) -> set[str]:
     for level, first, last in part.blocks:
         sql = "SELECT kinds FROM rollup_periods WHERE level = ? AND start >= ? AND start < ?"
         for (text,) in conn.execute(sql, (level, first, last)):
-            names.update(mark.partition(":")[2] for mark in json.loads(text) if ":" in mark)
+            kinds = (mark.removeprefix(LEFT_OUT) for mark in json.loads(text))
+            names.update(kind.partition(":")[2] for kind in kinds if kind.startswith(f"{PROPERTY}:"))
     for raw in part.raw:
         sql = (
             "SELECT DISTINCT lower(p.key) FROM requests r JOIN properties p ON p.request_id = r.id "
@@ -256,8 +311,10 @@ def property_names(conn: sqlite3.Connection, part: Part) -> set[str]:
     return names
 
 
-def records(kind: str, period: Period, groups: Groups) -> Iterator[tuple[Any, ...]]:
-    columns = KINDS.get(kind, (PROPERTY,))
+def records(kind: str, period: Period, groups: Groups, seen: dict[Any, tuple[str, str]]) -> Iterator[tuple[Any, ...]]:
+    """Rows of `rollups`; `seen` are the times of users."""
+    columns = rollups.columns_of(kind)
+    waits = rollups.has_waits(kind)
     for number, (key, one) in enumerate(groups.items()):
         dimensions = dict(zip(columns, key, strict=True))
         yield (
@@ -266,6 +323,7 @@ def records(kind: str, period: Period, groups: Groups) -> Iterator[tuple[Any, ..
             number,
             *(dimensions.get(column) for column in DIMENSIONS),
             *one.sums,
+            *(seen[key[0]] if kind == "user" else (None, None)),
             pack(one.past_latencies, one.latencies),
-            pack(one.past_waits, one.waits),
+            pack(one.past_waits, one.waits) if waits else None,
         )

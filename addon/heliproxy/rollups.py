@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from heliproxy.migrations import m005_property_sums
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +30,7 @@ TRAFFIC = ("provider", "model", "host", "status", "error_type", "cache")
 KINDS: dict[str, tuple[str, ...]] = {
     "total": (),
     "provider": ("provider",),
-    "model": ("model",),
+    "model": ("provider", "model"),
     "prompt": ("prompt_id",),
     "run": ("run_id",),
     "client": ("client",),
@@ -41,7 +43,17 @@ KINDS: dict[str, tuple[str, ...]] = {
 WITH_WAITS = frozenset({"total", "traffic", "people"})
 """Kinds that also keep the times to the first token."""
 PROPERTY = "property"
-"""Of a period in which every property has a kind of its own, `property:name`, unless it is among `LEFT_OUT`."""
+NAMED_KINDS = {
+    PROPERTY: "total",
+    "property-model": "model",
+    "property-user": "user",
+    "property-traffic": "traffic",
+    "property-people": "people",
+}
+"""Kinds that each property has for itself, `property:name`, and the kinds whose groups its values divide.
+
+A period is marked with the bare kind when each property in it has one, unless it is among `LEFT_OUT`; that of a
+property the period is not marked with is found in the kind without it."""
 LEFT_OUT = "without:"
 
 COLUMNS_OF_GROUPS = {
@@ -109,31 +121,60 @@ class Sums:
 
 def kind_of(groups: Sequence[str], filters: Filters, *, waits: bool = False) -> str | None:
     """The kind of sums that answers for these groups (times left out) and filters; None when there is none."""
-    unfiltered = replace(filters, since=None, until=None) == type(filters)()
-    if len(groups) == 1 and groups[0].startswith("property:"):
-        return property_kind(groups[0].partition(":")[2]) if unfiltered and not waits else None
+    if filters.sessions:
+        return None
+    names = {folded(name) for name, _ in filters.properties}
     needed: set[str] = set()
     for group in groups:
-        if group not in COLUMNS_OF_GROUPS:
+        head, _, name = group.partition(":")
+        if head == PROPERTY:
+            names.add(folded(name))
+        elif group in COLUMNS_OF_GROUPS:
+            needed.add(COLUMNS_OF_GROUPS[group])
+        else:
             return None
-        needed.add(COLUMNS_OF_GROUPS[group])
-    if filters.sessions or filters.properties:
-        return None
-    for name, columns in COLUMNS_OF_FILTERS.items():
-        if getattr(filters, name):
+    for field_name, columns in COLUMNS_OF_FILTERS.items():
+        if getattr(filters, field_name):
             needed.update(columns)
-    kinds = (kind for kind, columns in KINDS.items() if needed <= set(columns) and (kind in WITH_WAITS or not waits))
-    return next(kinds, None)
+    if not names:
+        return next((kind for kind in KINDS if answers(kind, needed, waits)), None)
+    # Of two properties at once there are no sums.
+    heads = [head for head, kind in NAMED_KINDS.items() if answers(kind, needed, waits)] if len(names) == 1 else []
+    return f"{heads[0]}:{names.pop()}" if heads else None
 
 
-def property_kind(name: str) -> str:
-    """SQLite's NOCASE, by which names of properties are compared, knows the case of ASCII only."""
-    return f"property:{''.join(c.lower() if c.isascii() else c for c in name)}"
+def answers(kind: str, needed: set[str], waits: bool) -> bool:
+    return needed <= set(KINDS[kind]) and (kind in WITH_WAITS or not waits)
+
+
+def columns_of(kind: str) -> tuple[str, ...]:
+    head = kind.partition(":")[0]
+    return (PROPERTY, *KINDS[NAMED_KINDS[head]]) if head in NAMED_KINDS else KINDS[kind]
+
+
+def has_waits(kind: str) -> bool:
+    head = kind.partition(":")[0]
+    return NAMED_KINDS.get(head, head) in WITH_WAITS
+
+
+def folded(name: str) -> str:
+    """A property's name in lower case, as SQLite's NOCASE has it, which knows the case of ASCII only."""
+    return "".join(c.lower() if c.isascii() else c for c in name)
+
+
+def condition(filters: Filters) -> tuple[str, list[Any]]:
+    """A condition on `rollups r` with its parameters, times left out: that of `Filters`, with properties as a column.
+
+    Raises ValueError for an unknown status form.
+    """
+    where, values = replace(filters, since=None, until=None, properties=()).condition()
+    return where + " AND r.property = ?" * len(filters.properties), [*values, *(v for _, v in filters.properties)]
 
 
 def available(conn: sqlite3.Connection) -> bool:
-    """Whether the file has sums: an older one, opened for reading, may have no place for them."""
-    return conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'rollup_periods'").fetchone() is not None
+    """Whether the file has sums of these kinds: an older one, opened for reading, may have no place for them."""
+    sql = "SELECT 1 FROM _sqlite_migrations WHERE name = ?"
+    return conn.execute(sql, (m005_property_sums.__name__,)).fetchone() is not None
 
 
 # -- which periods --------------------------------------------------------------------------------------------------
@@ -189,7 +230,7 @@ def found_blocks(conn: sqlite3.Connection, kind: str, level: int, first: int, la
     sql = "SELECT start FROM rollup_periods WHERE level = ? AND start >= ? AND start < ? AND instr(kinds, ?)"
     if name:
         sql += " AND NOT instr(kinds, ?)"
-        values.append(json.dumps(LEFT_OUT + name))
+        values.append(json.dumps(LEFT_OUT + kind))
     begins = ends = None
     for (start,) in conn.execute(f"{sql} ORDER BY start", values):
         if start != ends:
@@ -245,11 +286,13 @@ def read(
         "group_concat(hex(r.latencies))" if latencies else "NULL",
         "group_concat(hex(r.waits))" if waits else "NULL",
     ]
-    if kind.startswith("property:"):
+    selected = [f"r.{column}" for column in columns]
+    if ":" in kind:
         with_it, without = split_by_property(conn, kind, blocks)
-        yield from read_blocks(conn, "total", ["NULL"], times, without, where, values)
+        # There the column is NULL, as where a request has no such property.
+        yield from read_blocks(conn, NAMED_KINDS[kind.partition(":")[0]], selected, times, without, where, values)
         blocks = with_it
-    yield from read_blocks(conn, kind, [f"r.{column}" for column in columns], times, blocks, where, values)
+    yield from read_blocks(conn, kind, selected, times, blocks, where, values)
 
 
 def read_blocks(
@@ -294,3 +337,17 @@ def split_by_property(
         [block for block in single if block[1:3] in known],
         [block for block in single if block[1:3] not in known],
     )
+
+
+def seen(
+    conn: sqlite3.Connection, parts: Sequence[Part], where: str, values: Sequence[Any]
+) -> Iterator[tuple[Any, ...]]:
+    """Users, and when the first and the last request of each was made, from the kind "user"; some more than once."""
+    blocks = [block for part in parts for block in part.blocks]
+    sql = f"""
+        SELECT r.user_id, min(r.first_at), max(r.last_at)
+        FROM json_each(?) b CROSS JOIN rollups r ON r.kind = 'user' AND r.level = b.value ->> '$[0]'
+            AND r.start >= b.value ->> '$[1]' AND r.start < b.value ->> '$[2]'
+        WHERE {where} GROUP BY 1
+    """
+    yield from conn.execute(sql, [json.dumps(blocks), *values])

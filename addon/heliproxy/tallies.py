@@ -208,7 +208,7 @@ def tallies(
             steps = buckets(base_unit(units), window[0], window[1] - timedelta(milliseconds=1), zone)
             ranges = [(max(begins, window[0]), min(ends, window[1])) for begins, ends in steps]
         sheets = [Sheet(by, ranges, zone, waits=waits, times=by not in untimed) for by in groupings]
-        if is_long(conn, window) and rollups.available(conn):
+        if uses_sums(conn, window):
             for sheet in sheets:
                 sheet.add_past(conn, filters)
         # Sheets that need the same requests share the look at them.
@@ -232,6 +232,11 @@ def is_long(conn: sqlite3.Connection, window: tuple[datetime, datetime]) -> bool
     """Whether the window holds more than `EXACT_ROWS` requests, whatever they are."""
     sql = "SELECT 1 FROM requests WHERE created_at >= ? AND created_at < ? LIMIT 1 OFFSET ?"
     return conn.execute(sql, (*map(stored_time, window), EXACT_ROWS)).fetchone() is not None
+
+
+def uses_sums(conn: sqlite3.Connection, window: tuple[datetime, datetime]) -> bool:
+    """Whether a report over the window takes what it can from sums of the past."""
+    return is_long(conn, window) and rollups.available(conn)
 
 
 class Sheet:
@@ -277,7 +282,7 @@ class Sheet:
         parts = rollups.plan(conn, kind, self._ranges)
         self.raw = tuple(split(rollups.joined(one for part in parts for one in part.raw), self._ends))
         columns = [rollups.COLUMNS_OF_GROUPS.get(group, rollups.PROPERTY) for group in self.plain]
-        where, values = replace(filters, since=None, until=None).condition()
+        where, values = rollups.condition(filters)
         for found in rollups.read(conn, kind, columns, parts, where, values, latencies=self.times, waits=self.waits):
             one = self.at(found.place, found.group)
             one.add_past(found.sums, unpack(found.latencies), unpack(found.waits))
