@@ -42,6 +42,7 @@ from heliproxy.directives import Directives, parse, provider_authorization
 from heliproxy.environment import run_of
 from heliproxy.exchange import Exchange
 from heliproxy.gates import Hit, asks, refusal
+from heliproxy.gateway import GatewayCall
 from heliproxy.ids import new_request_id
 from heliproxy.open_sockets import OpenSockets
 from heliproxy.plan import CallPlan, backoff_of
@@ -499,7 +500,7 @@ class Heliproxy:
 
     def _decided(self, flow: http.HTTPFlow, exchange: Exchange, answer: Answer | Hit | None) -> None:
         if answer is not None:
-            self._answer(flow, exchange, answer)
+            flows.answer(flow, exchange, answer)
         elif self._retries_off is None and flow.id not in self.passing and attempts.plan_of(flow) is None:
             attempts.use(flow, self._plan(exchange))
 
@@ -549,59 +550,17 @@ class Heliproxy:
 
     def _choose(self, flow: http.HTTPFlow, exchange: Exchange, destination: Destination, body: bytes) -> Answer | None:
         """For gateways: pick the upstream, and plan the ones after it."""
+        assert self.services is not None
         chosen = fallbacks.choose(exchange, destination, body, os.environ, self._allowed)
         if isinstance(chosen, Answer):
             return chosen
-
-        def apply(flow: http.HTTPFlow, index: int) -> None:
-            self._apply(flow, exchange, chosen, index)
-
-        async def gates_answer(flow: http.HTTPFlow) -> bool:
-            assert self.services is not None
-            gates = self.services.gates
-            if gates.idle(exchange):
-                return False
-            answer = await gates.open(exchange, flows.FlowCall(flow.request), exchange.request_body or b"")
-            if answer is not None:
-                self._answer(flow, exchange, answer)
-            return answer is not None
-
-        self._apply(flow, exchange, chosen, 0)
-        plan = self._plan(exchange)
-        plan.choices, plan.apply, plan.exhausted = chosen.choices, apply, chosen.exhausted
-        plan.gates_answer = gates_answer
-        attempts.use(flow, plan)
+        call = GatewayCall(exchange, chosen, self.services.gates, self._send_to)
+        call.apply(flow, 0)
+        attempts.use(flow, call.planned(self._plan(exchange)))
         return None
-
-    def _apply(self, flow: http.HTTPFlow, exchange: Exchange, chosen: fallbacks.Chosen, index: int) -> None:
-        """Make the flow's request the one for choice number `index`: other host, headers and body."""
-        one = chosen.request(index)
-        exchange.directives = one.directives
-        request = flow.request
-        request.headers = http.Headers([(n.encode("latin-1", "replace"), v.encode("utf-8")) for n, v in one.headers])
-        exchange.target_url = self._send_to(request, one.destination)
-        request.headers["host"] = request.pretty_host if request.port in (80, 443) else f"{request.host}:{request.port}"
-        request.content = one.body
-        exchange.route, exchange.path = one.destination.route, one.destination.path
-        exchange.request_body = one.body
-        exchange.request_headers = flows.without(exchange.request_headers, b"content-encoding")
-        exchange.credential_headers = request.headers.fields
-        exchange.fallback_index = index if chosen.numbered else None
-        exchange.gateway_extra = one.response_headers
 
     def _plan(self, exchange: Exchange) -> CallPlan:
         return CallPlan(exchange, backoff_of(exchange), lambda *_: None, flows.response_of, sleep=self.sleep)
-
-    def _answer(self, flow: http.HTTPFlow, exchange: Exchange, answer: Answer | Hit) -> None:
-        if isinstance(answer, Hit):
-            exchange.answered_here = True
-            flow.response = flows.response_of_hit(answer)
-            return
-        exchange.answered_here = answer.reason != "mock"
-        exchange.answer_reason = answer.reason
-        if exchange.answered_here and exchange.error is None:
-            exchange.error = answer.text[:500]
-        flow.response = flows.response_of(answer)
 
     # ---------------------------------------------------------------- response
 

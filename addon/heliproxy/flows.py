@@ -13,11 +13,12 @@ from mitmproxy.net.http import status_codes
 
 from heliproxy import attempts, entry, reach
 from heliproxy.directives import is_helicone_header, signed_headers
+from heliproxy.gates import Hit
 from heliproxy.policies import sigv4, ssrf
 from heliproxy.policies.answers import one_line
 
 if TYPE_CHECKING:
-    from heliproxy.gates import Hit
+    from heliproxy.exchange import Exchange
     from heliproxy.policies.answers import Answer
     from heliproxy.targets import Destination
 
@@ -114,6 +115,19 @@ def response_of(answer: Answer) -> http.Response:
 def response_of_hit(hit: Hit) -> http.Response:
     """A cached answer as a response: the bytes as they were sent, in their content-encoding."""
     return _response(hit.entry.status, (*hit.entry.headers, *hit.headers), hit.entry.body)
+
+
+def answer(flow: http.HTTPFlow, exchange: Exchange, found: Answer | Hit) -> None:
+    """Let a flow end with an answer of ours, and note it in its exchange."""
+    if isinstance(found, Hit):
+        exchange.answered_here = True
+        flow.response = response_of_hit(found)
+        return
+    exchange.answered_here = found.reason != "mock"
+    exchange.answer_reason = found.reason
+    if exchange.answered_here and exchange.error is None:
+        exchange.error = found.text[:500]
+    flow.response = response_of(found)
 
 
 def _response(status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> http.Response:
