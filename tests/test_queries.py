@@ -339,6 +339,31 @@ def test_sessions_are_listed_last_used_first(path: Path) -> None:
     assert second["session_id"] == "s2"
 
 
+def test_pages_of_sessions_hold_each_once_in_order(path: Path) -> None:
+    """By id among those used at the same moment; a session under two names is listed under each."""
+    put(
+        path,
+        *(
+            record(f"{minute}-{session}", f"2026-09-01T10:{minute:02}:00.000Z", session_id=session, session_name=name,
+                   cost_usd=1.0, model="gpt" if minute else "claude")
+            for minute, session, name in (
+                (0, "e", None), (1, "d", "Old"), (2, "b", None), (2, "c", None), (2, "a", "Trip"), (3, "d", "New"),
+            )
+        ),
+        record("none", "2026-09-01T10:09:00.000Z"),
+    )  # fmt: skip
+    expected = [("d", "New"), ("a", "Trip"), ("b", None), ("c", None), ("d", "Old"), ("e", None)]
+    with closing(open_reader(path)) as conn:
+        for limit in range(1, 8):
+            pages = [queries.session_list(conn, limit=limit, offset=offset) for offset in range(0, 7, limit)]
+            assert [(row["session_id"], row["session_name"]) for page in pages for row in page] == expected
+        (row,) = queries.session_list(conn, Filters(models=("claude",)))
+        assert (row["session_id"], row["requests"]) == ("e", 1)
+        (row, _) = queries.session_list(conn, Filters(sessions=("d",)))
+        assert (row["session_name"], row["requests"], row["cost_usd"]) == ("New", 1, 1.0)
+        assert queries.session_list(conn, limit=5, offset=6) == []
+
+
 def test_session_tree_follows_the_paths(path: Path) -> None:
     put(
         path,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from heliproxy.bodies import Body, read_body
 from heliproxy.filters import ERROR, UNPRICED, Filters
 from heliproxy.statuses import LOST
-from heliproxy.tallies import DIMENSIONS, NAMED_DIMENSIONS, Key, Line, Tally, tally
+from heliproxy.tallies import DIMENSIONS, NAMED_DIMENSIONS, Key, Line, Tally, snapshot, tally
 from heliproxy.times import UNITS
 
 if TYPE_CHECKING:
@@ -277,18 +277,50 @@ def session_list(
     if search:
         where += " AND (instr(lower(r.session_id), lower(?)) OR instr(lower(r.session_name), lower(?)))"
         values += [search, search]
-    return fetch_rows(
-        conn,
-        f"""
-        SELECT r.session_id, r.session_name, min(r.created_at) AS first_at, max(r.created_at) AS last_at,
-               count(*) AS requests, coalesce(sum({ERROR}), 0) AS errors, sum(r.input_tokens) AS input_tokens,
-               sum(r.output_tokens) AS output_tokens, sum(r.cost_usd) AS cost_usd, sum(r.saved_usd) AS saved_usd,
-               sum({UNPRICED}) AS unpriced, avg(r.latency_ms) AS latency_ms, count(DISTINCT r.user_id) AS users
-        FROM requests r WHERE r.session_id IS NOT NULL AND {where}
-        GROUP BY r.session_id, r.session_name ORDER BY last_at DESC, r.session_id LIMIT ? OFFSET ?
-        """,
-        [*values, limit, offset],
+    with snapshot(conn):
+        shown = last_sessions(conn, where, values, offset + limit)[offset:]
+        found: dict[tuple[str, str | None], Row] = {}
+        for i in range(0, len(shown), 500):
+            part = [session_id for session_id, _ in shown[i : i + 500]]
+            rows = fetch_rows(
+                conn,
+                f"""
+                SELECT r.session_id, r.session_name, min(r.created_at) AS first_at, max(r.created_at) AS last_at,
+                       count(*) AS requests, coalesce(sum({ERROR}), 0) AS errors, sum(r.input_tokens) AS input_tokens,
+                       sum(r.output_tokens) AS output_tokens, sum(r.cost_usd) AS cost_usd,
+                       sum(r.saved_usd) AS saved_usd, sum({UNPRICED}) AS unpriced, avg(r.latency_ms) AS latency_ms,
+                       count(DISTINCT r.user_id) AS users
+                FROM requests r WHERE r.session_id IN ({", ".join("?" * len(part))}) AND {where}
+                GROUP BY r.session_id, r.session_name
+                """,
+                [*part, *values],
+            )
+            found |= {(row["session_id"], row["session_name"]): row for row in rows}
+    return [found[key] for key in shown]
+
+
+def last_sessions(
+    conn: sqlite3.Connection, where: str, values: Sequence[Any], number: int
+) -> list[tuple[str, str | None]]:
+    """Ids and names of the sessions used last. Reads back in time, and stops when it has enough."""
+    found: dict[tuple[str, str | None], str] = {}
+    last = ""
+    # The plus keeps SQLite from taking the index of sessions, and sorting them all.
+    sql = (
+        "SELECT r.session_id, r.session_name, r.created_at FROM requests r "
+        f"WHERE +r.session_id IS NOT NULL AND {where} ORDER BY r.created_at DESC"
     )
+    for session_id, name, at in conn.execute(sql, values):
+        if len(found) >= number and at != last:
+            break
+        last = at
+        found.setdefault((session_id, name), at)
+    # Those used at the same moment come in the order of their ids.
+    moments: dict[str, list[tuple[str, str | None]]] = {}
+    for key, at in found.items():
+        moments.setdefault(at, []).append(key)
+    ordered = (key for keys in moments.values() for key in sorted(keys, key=lambda key: (key[0], key[1] or "")))
+    return list(ordered)[:number]
 
 
 @dataclass(slots=True)
