@@ -14,15 +14,13 @@ import asyncio
 import logging
 import os
 import re
-import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import connection, ctx, exceptions, http, tls
-from mitmproxy.proxy.mode_specs import RegularMode
 
 from heliproxy import (
     attempts,
@@ -34,13 +32,14 @@ from heliproxy import (
     flows,
     hosts,
     mitm_options,
-    reach,
     targets,
     trailers,
 )
 from heliproxy.directives import Directives, parse, provider_authorization
+from heliproxy.door import Door
 from heliproxy.environment import run_of
 from heliproxy.exchange import Exchange
+from heliproxy.fence import Fence
 from heliproxy.gates import Hit, asks, refusal
 from heliproxy.gateway import GatewayCall
 from heliproxy.ids import new_request_id
@@ -87,8 +86,6 @@ class Heliproxy:
         self.destinations: dict[str, Destination] = {}
         """Where each exchange under way is going, by flow id."""
         self.sockets = OpenSockets()
-        self.guarded: set[tuple[str, int]] = set()
-        """Addresses that clients named as targets: to be public when they are dialled."""
         self.refused: Counter[str] = Counter()
         """Hosts whose clients did not accept our certificate, with how often."""
         self.seen: Counter[str] = Counter()
@@ -100,10 +97,11 @@ class Heliproxy:
         """Set once the services run, or cannot. mitmproxy listens before that."""
         self._defaults: tuple[tuple[str, str], ...] = ()
         self._allowed: frozenset[str] = frozenset()
-        self._entry: str | None = None
-        """The token that the proxy's port asks for; None on loopback."""
-        self._admitted: set[str] = set()
-        """Client connections that have sent it to open a tunnel, by id."""
+        self.door = Door()
+        self.fence = Fence(self.door, self._api_port)
+        self._keep_out: Callable[[http.HTTPFlow], Answer | None] | None = None
+        """Says why a client must not use the proxy; None on loopback, where all may."""
+        self._is_own_port = self.door.is_own_port
         self._own_hosts = ""
         """What hosts are intercepted, as one pattern for `host:port`."""
         self._is_ours: Callable[[str], object] | None = None
@@ -124,7 +122,11 @@ class Heliproxy:
             # mitmproxy's own default is every interface; this proxy sees keys, and its gateway lends ours.
             ctx.options.update(listen_host="127.0.0.1")
         if updated & {"listen_host", "mode", "heliproxy_token", "proxyauth"}:
-            self._close_door()
+            try:
+                self.door.set_up(ctx.options)
+            finally:
+                # Also when there is no token to ask for: then nobody gets in.
+                self._keep_out = self.door.refuse if self.door.token is not None else None
         if "allow_hosts" in updated or "ignore_hosts" in updated:
             self._note_hosts()
         if not any(name.startswith("heliproxy_") for name in updated):
@@ -136,24 +138,17 @@ class Heliproxy:
             raise exceptions.OptionsError(f"heliproxy_default_header: {e}") from e
         operators = {name for host, u in self.settings.upstreams.items() for name in (host, f"{u.host}:{u.port}")}
         self._allowed = frozenset(operators) | allowed_names(self.settings)
+        self.fence.settings, self.fence.allowed = self.settings, self._allowed
+        self.door.api_token = self.settings.token
         if self.settings.upstream_ca is not None and "heliproxy_upstream_ca" in updated:
             from heliproxy.certs import upstream_trust
 
             trust = upstream_trust(self.settings.home, self.settings.upstream_ca)
             ctx.options.update(ssl_verify_upstream_trusted_ca=str(trust))
 
-    def _close_door(self) -> None:
-        """Ask for the token when others than this machine's programs can connect; without one, let nobody in."""
-        options = ctx.options
-        exposed = entry.exposure(options.listen_host, options.mode)
-        if exposed is None or ("proxyauth" in options and options.proxyauth):
-            self._entry = None
-            return
-        self._entry = options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or secrets.token_hex(16)
-        if not (options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN")):
-            raise exceptions.OptionsError(f"listening on {exposed} needs a token: {entry.NO_TOKEN}")
-        if (mode := entry.unaskable(options.mode)) is not None:
-            raise exceptions.OptionsError(f"mode {mode} cannot ask for a token, and must not listen on {exposed}")
+    def _api_port(self) -> int | None:
+        api = self.services.api if self.services is not None else None
+        return api.address[1] if api is not None and api.address is not None else None
 
     def _note_hosts(self) -> None:
         """Know the hosts to intercept ourselves, for as long as they are the ones we gave mitmproxy."""
@@ -231,107 +226,28 @@ class Heliproxy:
         await question.settle()
 
     async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """Dial a target that a client named only at a public address, and at the very address that was checked."""
-        address = data.server.address
-        if address is None:
-            return
-        if (address[0], address[1]) not in self.guarded:
-            await self._keep_outside(data, address[0], address[1])
-            return
-        reason, checked = await flows.public_address(address[0], address[1])
-        if reason is not None:
-            data.server.error = f"the target {reason}"
-        elif checked is not None:
-            data.server.address = checked
-
-    async def _keep_outside(self, data: server_hooks.ServerConnectionHookData, host: str, port: int) -> None:
-        """Do not let a client reach this machine's other services through us, by whatever name."""
-        where = reach.verdict(host)
-        if where is reach.Verdict.OUTSIDE or self._may_dial(data.client, host, port, reach.DIALLED_PORTS):
-            return
-        if where is reach.Verdict.UNKNOWN:
-            where = reach.Verdict.HERE if await flows.leads_here(host, port) else where
-        if where is reach.Verdict.HERE:
-            data.server.error = reach.refusal(host, port)
+        await self.fence.check_dial(data)
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """A name may lead elsewhere from one moment to the next: what counts is where the connection ended."""
-        peer, address = data.server.peername, data.server.address
-        if peer is None or address is None or not reach.is_here(peer[0]):
-            return
-        if reach.verdict(address[0]) is reach.Verdict.UNKNOWN and not any(
-            self._may_dial(data.client, host, port, reach.DIALLED_PORTS) for host, port in (address[:2], peer[:2])
-        ):
-            logger.warning("%s", reach.refusal(address[0], address[1]))
-            flows.cut(ctx.master.addons.get("proxyserver"), data.client, data.server)
-
-    def _may_dial(self, client: connection.Client, host: str, port: int, ports: Collection[int]) -> bool:
-        """Whether a place on this machine may be reached: the operator's word, a local model server, a proxy behind us.
-
-        Clients choose where to go in the regular mode only; in all others the operator has. And what `run` started can
-        go to all other services of this machine by itself.
-        """
-        if type(client.proxy_mode) is not RegularMode or reach.is_named(host, port, self._allowed):
-            return True
-        api = self.services.api if self.services is not None else None
-        if port == client.sockname[1] or (api is not None and api.address is not None and port == api.address[1]):
-            return False
-        if port in ports or (self.settings.run_id is not None and self._entry is None):
-            return True
-        chain = self.settings.chain
-        hops = (chain.https, chain.http) if chain is not None else ()
-        return any(hop is not None and (hop.host, hop.port) == (host, port) for hop in hops)
-
-    def _refused_here(self, client: connection.Client, host: str, port: int) -> str | None:
-        """Why a client must not be led to a place on this machine."""
-        if reach.verdict(host) is not reach.Verdict.HERE or self._may_dial(client, host, port, hosts.LOCAL_PORTS):
-            return None
-        return reach.refusal(host, port)
+        self.fence.check_connection(data)
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
-        request, client = flow.request, flow.client_conn
-        if self._entry is not None:
-            if not entry.has_token(request.headers.fields, self._entry, entry.PROXY_HEADERS):
-                flow.response = flows.response_of(entry.ask_for_token(proxied=True))
-                return
-            self._admitted.add(client.id)
-        self._note_run(flow)
-        reason = self._refused_here(client, request.host, request.port)
-        if reason is not None:
-            flow.response = flows.response_of(text_answer(403, reason))
+        refused = self.door.admit(flow)
+        if refused is None:
+            self._note_run(flow)
+            refused = self._turned_away(flow, None)
+        if refused is not None:
+            flow.response = flows.response_of(refused)
 
     def client_disconnected(self, client: connection.Client) -> None:
         self.runs.pop(client.id, None)
-        self._admitted.discard(client.id)
-
-    def _shut_out(self, flow: http.HTTPFlow) -> Answer | None:
-        """What a client is told that must not use the proxy at all."""
-        if self._entry is None or flow.client_conn.id in self._admitted:
-            return None
-        own = self._is_own_port(flow)
-        if own and self._entry == self.settings.token and self._asked_by_app(flow):
-            return None
-        fields = flow.request.headers.fields
-        if entry.has_token(fields, self._entry, entry.OWN_HEADERS if own else entry.PROXY_HEADERS):
-            if own and entry.has_token(fields, self._entry, (b"authorization",)):
-                del flow.request.headers["authorization"]  # it is no provider's, and none must see it
-            return None
-        return entry.ask_for_token(proxied=not own)
-
-    def _is_own_port(self, flow: http.HTTPFlow) -> bool:
-        return flows.is_own_port(flow, exposed=self._entry is not None)
-
-    def _asked_by_app(self, flow: http.HTTPFlow) -> bool:
-        """Whether it is the REST API that is asked, which asks for the token itself, and not of everybody."""
-        request = flow.request
-        path = targets.split_key(request.path)[0]
-        return targets.of_own_port(request.method, path, Directives(), self._allowed).kind == "api"
+        self.door.forget(client)
 
     def _turned_away(self, flow: http.HTTPFlow, destination: Destination | None) -> Answer | None:
         """What a client is told about a request that is not for it to make: a web page's, or one into this machine."""
         request = flow.request
         if destination is None:
-            reason = self._refused_here(flow.client_conn, request.host, request.port)
+            reason = self.fence.refusal(flow.client_conn, request.host, request.port)
         elif destination.kind != "api" and self._is_own_port(flow):
             reason = entry.foreign_page(request.headers.fields)
         else:
@@ -360,15 +276,7 @@ class Heliproxy:
         hop = chain.hop("https", request.host, request.port) if chain is not None else None
         if hop is not None and hop.authorization is not None:
             request.headers["Proxy-Authorization"] = hop.authorization
-        if (request.host, request.port) not in self.guarded:
-            return
-        reason, checked = await flows.public_address(request.host, request.port)
-        if checked is not None:
-            request.authority = f"[{checked[0]}]:{checked[1]}" if ":" in checked[0] else f"{checked[0]}:{checked[1]}"
-        elif reason is not None and "resolves to" in reason:
-            # A name that we cannot resolve is no name inside; that one resolves to something inside must not pass.
-            logger.warning("the target %s %s", request.host, reason)
-            request.authority = f"refused.invalid:{request.port}"
+        await self.fence.check_tunnel(request)
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         host = data.conn.sni or (data.context.server.address or ("?",))[0]
@@ -386,7 +294,7 @@ class Heliproxy:
         if flow.error is not None:
             return
         started = time.perf_counter()
-        refused = self._shut_out(flow) if self._entry is not None else None
+        refused = self._keep_out(flow) if self._keep_out is not None else None
         if refused is None:
             self._leave_proxy_headers(flow)
             fields = flow.request.headers.fields
@@ -459,7 +367,7 @@ class Heliproxy:
     def _send_to(self, request: http.Request, destination: Destination) -> str | None:
         """Point the request at its destination, or where the operator sends that host; returns the origin if other."""
         if destination.guarded:
-            self.guarded.add((destination.host, destination.port))
+            self.fence.guarded.add((destination.host, destination.port))
         upstream = self.settings.upstreams.get(destination.host)
         if upstream is None:
             flows.point_at(request, destination.scheme, destination.host, destination.port, destination.path)
