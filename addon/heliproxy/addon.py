@@ -35,7 +35,7 @@ from heliproxy import (
     targets,
     trailers,
 )
-from heliproxy.directives import Directives, parse, provider_authorization
+from heliproxy.directives import Directives, provider_authorization
 from heliproxy.door import Door
 from heliproxy.environment import run_of
 from heliproxy.exchange import Exchange
@@ -65,8 +65,6 @@ LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
-REMEMBERED_HEADERS = 4096
-"""Bytes of one call's headers up to which what they ask for is remembered."""
 
 
 class Heliproxy:
@@ -141,10 +139,7 @@ class Heliproxy:
         self.fence.settings, self.fence.allowed = self.settings, self._allowed
         self.door.api_token = self.settings.token
         if self.settings.upstream_ca is not None and "heliproxy_upstream_ca" in updated:
-            from heliproxy.certs import upstream_trust
-
-            trust = upstream_trust(self.settings.home, self.settings.upstream_ca)
-            ctx.options.update(ssl_verify_upstream_trusted_ca=str(trust))
+            mitm_options.trust_for_upstreams(ctx.options, self.settings.home, self.settings.upstream_ca)
 
     def _api_port(self) -> int | None:
         api = self.services.api if self.services is not None else None
@@ -350,7 +345,7 @@ class Heliproxy:
             and request.host not in self.settings.upstreams
         ):
             return None
-        directives = directives_of(flows.directive_fields(request.headers.fields), self._defaults)
+        directives = flows.directives_of(request.headers.fields, self._defaults)
         flows.strip_helicone(request)
         if directives.auth_in_authorization:
             flows.set_or_remove(request, "authorization", provider_authorization(request.headers["authorization"]))
@@ -597,18 +592,6 @@ def _is_policed(destination: Destination, directives: Directives) -> bool:
     Uploads and downloads of files pass raw, whatever their headers say.
     """
     return destination.kind == "provider" and asks(directives) and "/files" not in destination.path
-
-
-def directives_of(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
-    """What these headers ask for. Most programs send the same ones with every call, and reading them is not cheap."""
-    if sum(len(value) for _, value in fields) > REMEMBERED_HEADERS:
-        return parse(flows.text_fields(fields), defaults)
-    return _remembered(fields, defaults)
-
-
-@lru_cache(maxsize=1024)
-def _remembered(fields: flows.Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
-    return parse(flows.text_fields(fields), defaults)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,13 +6,14 @@ import asyncio
 import socket
 from copy import copy
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import connection, http
 from mitmproxy.net.http import status_codes
 
 from heliproxy import attempts, entry, reach
-from heliproxy.directives import is_helicone_header, signed_headers
+from heliproxy.directives import Directives, is_helicone_header, parse, signed_headers
 from heliproxy.gates import Hit
 from heliproxy.policies import sigv4, ssrf
 from heliproxy.policies.answers import one_line
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Fields = tuple[tuple[bytes, bytes], ...]
+REMEMBERED_HEADERS = 4096
+"""Bytes of one call's headers up to which what they ask for is remembered."""
 _KEYS = frozenset({b"authorization", b"x-api-key"})
 _READ_TOO = (
     _KEYS
@@ -45,6 +48,19 @@ def directive_fields(fields: Fields) -> Fields:
         if (name := pair[0].lower()).startswith(b"helicone-")
         or (name in _READ_TOO and (name not in _KEYS or b"k-helicone" in pair[1]))
     )
+
+
+def directives_of(fields: Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
+    """What header fields ask for. Most programs send the same ones with every call, and reading them is not cheap."""
+    read = directive_fields(fields)
+    if sum(len(value) for _, value in read) > REMEMBERED_HEADERS:
+        return parse(text_fields(read), defaults)
+    return _remembered(read, defaults)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(fields: Fields, defaults: tuple[tuple[str, str], ...]) -> Directives:
+    return parse(text_fields(fields), defaults)
 
 
 def without(fields: Fields, name: bytes) -> Fields:

@@ -163,3 +163,10 @@ def let_ours_time_out_first(options: Options, settings: Settings) -> None:
     seconds = round(max(settings.upstream_timeout or FOREVER, INCREASED_TIMEOUT)) + MARGIN_SECONDS
     if "tcp_timeout" in options and options.tcp_timeout < seconds:
         options.update(tcp_timeout=seconds)
+
+
+def trust_for_upstreams(options: Options, home: Path, ca: Path) -> None:
+    """Have mitmproxy trust upstreams by the operator's CA, beside the usual ones."""
+    from heliproxy.certs import upstream_trust
+
+    options.update(ssl_verify_upstream_trusted_ca=str(upstream_trust(home, ca)))
