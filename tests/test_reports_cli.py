@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 import heliproxy
 from heliproxy.bodies import Body
 from heliproxy.filters import Filters
-from heliproxy.reports_cli import costs, follow, requests, sessions, show, tail
+from heliproxy.reports_cli import costs, follow, requests, sessions, tail
+from heliproxy.show_cli import show
 from heliproxy.store import Record, Store
 
 ID1, ID2 = "01a18f40-c180-4a4f-8e7d-115475c2050c", "01a18f40-c180-4b00-8e7d-000000000000"

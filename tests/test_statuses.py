@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from heliproxy.api.pages.render import status_class, status_word
-from heliproxy.reports_cli import status_word as terminal_word
+from heliproxy.report_rows import status_word as terminal_word
 from heliproxy.statuses import is_failed
 
 

@@ -31,7 +31,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Reports": {
         "costs": Entry("reports_cli:costs", "Report requests, tokens and dollars, grouped as you like."),
         "requests": Entry("reports_cli:requests", "List requests."),
-        "show": Entry("reports_cli:show", "Show one request with everything known about it."),
+        "show": Entry("show_cli:show", "Show one request with everything known about it."),
         "tail": Entry("reports_cli:tail", "Follow requests as they are logged."),
         "sessions": Entry("reports_cli:sessions", "List sessions, or show one as a tree."),
         "statusline": Entry("terminal_cli:statusline_command", "Print what was spent on one line, for a status bar."),

@@ -1,13 +1,9 @@
-"""The reporting commands: costs, requests, show, tail, sessions. Results go to stdout, remarks to stderr."""
+"""The reporting commands: costs, requests, tail, sessions. Results go to stdout, remarks to stderr."""
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import shutil
 import sqlite3
-import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -17,167 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heliproxy import filters, queries, report, times
+from heliproxy import queries, report, times
 from heliproxy.filters import Filters
-from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, PRICES_STALE_DAYS, default_home
+from heliproxy.home import PRICES_DATE_NAME, PRICES_STALE_DAYS
 from heliproxy.migrations import SchemaError
 from heliproxy.report import Column, Table
-from heliproxy.statuses import failure_mark, open_word
+from heliproxy.report_options import (
+    NOTHING,
+    TIME,
+    Checked,
+    common_options,
+    database_path,
+    filter_options,
+    make_filters,
+    open_database,
+    use_color,
+    write,
+)
+from heliproxy.report_rows import all_columns, is_bad, local_time, shown, status_word
 from heliproxy.store import open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from heliproxy.bodies import Body
-    from heliproxy.queries import Costs, Detail, Node, Row
+    from heliproxy.queries import Costs, Node, Row
     from heliproxy.tallies import Line
-
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType  # not generic before click 8.4
-
-
-class Checked(ParamType):
-    """A parameter that a parsing function accepts; its ValueError becomes a usage error."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as e:
-            self.fail(str(e), param, ctx)
-
-
-def check_span(text: str) -> str:
-    times.parse_span(text, datetime.now(UTC), UTC)
-    return text
-
-
-def check_status(text: str) -> str:
-    filters.status_condition(text)
-    return text
 
 
 def parse_groups(text: str) -> tuple[str, ...]:
     return tuple(queries.parse_group(part) for part in text.split(","))
-
-
-def parse_property(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ValueError(f"{text!r} is not a property; expected NAME=VALUE")
-    return name, value
-
-
-TIME = Checked("time", check_span)
-FilterOption = tuple[str, str, Any, str]
-FILTER_OPTIONS: tuple[FilterOption, ...] = (
-    ("--model", "models", click.STRING, "Only this model; * matches anything. Repeatable, as all filters are."),
-    ("--provider", "providers", click.STRING, "Only this provider."),
-    ("--user", "users", click.STRING, "Only this user."),
-    ("--session", "sessions", click.STRING, "Only this session."),
-    ("--property", "properties", Checked("name=value", parse_property), "Only requests with this property."),
-    ("--status", "statuses", Checked("status", check_status), f"Only {filters.STATUS_FORMS}."),
-    ("--host", "hosts", click.STRING, "Only this provider host."),
-    ("--run", "runs", click.STRING, "Only this `heliproxy run`."),
-    ("--key", "keys", click.STRING, "Only calls made with the API key of this fingerprint."),
-)
-
-
-def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name, target, kind, text in reversed(FILTER_OPTIONS):
-        command = click.option(name, target, type=kind, multiple=True, help=text)(command)
-    command = click.option("--until", type=TIME, help="Up to then; a day or month is included whole.")(command)
-    return click.option("--since", type=TIME, help=f"From then on: {times.TIME_FORMS}.")(command)
-
-
-def common_options(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options of every report: output format, colour, time zone, and which database."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        path = click.Path(path_type=Path)
-        for option in (
-            click.option("--db", type=path, help="Read this database file, for example a copy of one."),
-            click.option("--home", type=path, help="Folder of heliproxy.db.  [env: HELIPROXY_HOME]"),
-            click.option("--no-color", is_flag=True, help="No colours, as with the variable NO_COLOR."),
-            click.option(
-                "-z",
-                "--timezone",
-                "zone",
-                type=Checked("zone", times.parse_zone),
-                default="local",
-                show_default=True,
-                help="Time zone of days and times, such as Europe/Berlin or UTC.",
-            ),
-            click.option("-j", "--json", "as_json", is_flag=True, help="Short for -f json."),
-            click.option("-f", "--format", "form", type=click.Choice(formats), default=formats[0], show_default=True),
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def database_path(db: Path | None, home: Path | None) -> Path:
-    return db or (home or default_home()) / DATABASE_NAME
-
-
-def open_database(db: Path | None, home: Path | None) -> sqlite3.Connection:
-    """Open for reading, or end with a sentence saying why not."""
-    path = database_path(db, home)
-    try:
-        return open_reader(path)
-    except FileNotFoundError as e:
-        raise click.ClickException(
-            f"there is no database at {path}: nothing has been logged there yet. "
-            "Try `heliproxy demo`, or name another place with --home or --db."
-        ) from e
-    except (SchemaError, sqlite3.Error) as e:
-        raise click.ClickException(f"cannot read {path}: {e}") from e
-
-
-def make_filters(
-    zone: tzinfo, since: str | None, until: str | None, period: str | None = None, **fields: Any
-) -> Filters:
-    now = datetime.now(UTC)
-    start = end = None
-    if period:
-        start, end = times.parse_span(period, now, zone)
-        if start == end:  # an instant or an age: from then on
-            end = None
-    return Filters(
-        since=times.parse_span(since, now, zone)[0] if since else start,
-        until=times.parse_span(until, now, zone)[1] if until else end,
-        **{name: tuple(values) for name, values in fields.items()},
-    )
-
-
-def terminal() -> tuple[int | None, bool]:
-    """The width to fit into, None when the output is not read on a terminal; and whether it is one."""
-    is_terminal = sys.stdout.isatty()
-    if is_terminal or os.environ.get("COLUMNS", "").isdecimal():
-        return max(40, shutil.get_terminal_size((80, 24)).columns), is_terminal
-    return None, False
-
-
-def use_color(no_color: bool) -> bool:
-    return not no_color and not os.environ.get("NO_COLOR") and terminal()[1]
-
-
-def write(table: Table, form: str, no_color: bool, hint: str = "") -> None:
-    color = use_color(no_color)
-    # Colours are only there when wanted; click shall not decide again.
-    click.echo(report.render(table, form, width=terminal()[0], color=color), nl=False, color=color or None)
-    if not table.rows and hint:
-        click.echo(hint, err=True)
-
-
-NOTHING = "No requests match. `heliproxy requests --limit 5` shows the newest ones there are."
 
 
 # -- costs ----------------------------------------------------------------------------------------------------------
@@ -355,230 +219,6 @@ def requests(
         notes = (f"The newest {limit} only; more with -n.",) if page.next and not oldest else ()
         table = Table(report.hideable(REQUEST_COLUMNS, rows), rows, about=about, notes=notes, bad=is_bad)
     write(table, form, no_color, NOTHING)
-
-
-def all_columns() -> tuple[Column, ...]:
-    from heliproxy.store import COLUMNS
-
-    usd = ("cost_usd", "saved_usd")
-    names = [*COLUMNS, "properties"]
-    return tuple(Column(n, n, "usd" if n in usd else "json" if n == "properties" else "text") for n in names)
-
-
-def shown(row: Row, zone: tzinfo) -> Row:
-    """The row as a person reads it: local time, the status in words where it is not HTTP's."""
-    return {
-        **row,
-        "created_at": local_time(row["created_at"], zone),
-        "status": status_word(row["status"], row["error_type"]),
-    }
-
-
-def local_time(text: str | None, zone: tzinfo) -> str:
-    try:
-        at = datetime.fromisoformat(text or "")
-    except ValueError:
-        return text or ""
-    return at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def status_word(status: int | None, error_type: str | None) -> str | int:
-    """HTTP's status, or a word; "200 cut" for an answer that broke off after its good status."""
-    if status is None:
-        return open_word(error_type)
-    mark = failure_mark(status, error_type)
-    return f"{status} {mark}" if mark else {-2: "timeout", -3: "aborted", -4: "threat", 0: "failed"}.get(status, status)
-
-
-def is_bad(row: Any) -> bool:
-    status = row.get("status")
-    return bool(row.get("error_type")) or not isinstance(status, int) or status >= 400
-
-
-# -- show -----------------------------------------------------------------------------------------------------------
-
-
-@click.command("show")
-@click.argument("request_id", metavar="ID")
-@click.option("--raw", is_flag=True, help="Bodies as they are stored, not laid out.")
-@common_options("text", "json")
-def show(
-    request_id: str,
-    raw: bool,
-    form: str,
-    as_json: bool,
-    zone: tzinfo,
-    no_color: bool,
-    home: Path | None,
-    db: Path | None,
-) -> None:
-    """Show one request with everything known about it.
-
-    ID is its id, or enough of the beginning or the end of it.
-    """
-    with closing(open_database(db, home)) as conn:
-        found = queries.find_ids(conn, request_id)
-        if not found:
-            raise click.ClickException(f"there is no request {request_id!r}")
-        if len(found) > 1:
-            raise click.ClickException(f"{request_id!r} may be any of:\n  " + "\n  ".join(found))
-        detail = queries.request_detail(conn, found[0])
-    assert detail is not None
-    if as_json or form == "json":
-        click.echo(json.dumps(detail_json(detail), indent=2))
-    else:
-        click.echo(detail_text(detail, zone, raw, use_color(no_color)), nl=False, color=use_color(no_color) or None)
-
-
-def detail_json(detail: Detail) -> Row:
-    row = {c.key: report.json_value(c.kind, detail.row.get(c.key)) for c in all_columns() if c.key != "properties"}
-    for name in ("usage_json", "attempts_json"):
-        row[name.removesuffix("_json")] = parsed(row.pop(name))
-    return {
-        "schema_version": report.SCHEMA_VERSION,
-        "command": "show",
-        **row,
-        "properties": detail.properties,
-        "scores": detail.scores,
-        "feedback": detail.feedback,
-        "request": body_json(detail.body, "request"),
-        "response": body_json(detail.body, "response"),
-    }
-
-
-def parsed(text: str | None) -> Any:
-    try:
-        return json.loads(text) if text else None
-    except (ValueError, RecursionError):
-        return text
-
-
-def body_json(body: Body | None, side: str) -> Row | None:
-    if body is None:
-        return None
-    data: bytes | None = getattr(body, side)
-    result: Row = {"type": getattr(body, f"{side}_type"), "headers": getattr(body, f"{side}_headers")}
-    if data is None:
-        return {**result, "body": None}
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return {**result, "base64": base64.b64encode(data).decode()}
-    return {**result, "body": parsed(text)}
-
-
-FACTS = (
-    ("status", "status"),
-    ("error", "error"),
-    ("error type", "error_type"),
-    ("provider", "provider"),
-    ("model", "model"),
-    ("asked for", "request_model"),
-    ("answered by", "response_model"),
-    ("host", "host"),
-    ("path", "path"),
-    ("target", "target_url"),
-    ("tier", "service_tier"),
-    ("finish", "finish_reason"),
-    ("cache", "cache"),
-    ("served from", "cache_reference_id"),
-    ("user", "user_id"),
-    ("session", "session_id"),
-    ("session name", "session_name"),
-    ("session path", "session_path"),
-    ("prompt", "prompt_id"),
-    ("key", "key_fingerprint"),
-    ("run", "run_id"),
-    ("client", "client"),
-    ("source", "source"),
-    ("warning", "warning"),
-    ("parse error", "parse_error"),
-)
-TOKEN_FACTS = (
-    ("input", "input_tokens"),
-    ("read from cache", "cache_read_tokens"),
-    ("written to cache", "cache_write_tokens"),
-    ("  for 1 hour", "cache_write_1h_tokens"),
-    ("output", "output_tokens"),
-    ("reasoning", "reasoning_tokens"),
-    ("input audio", "input_audio_tokens"),
-    ("output audio", "output_audio_tokens"),
-    ("input images", "input_image_tokens"),
-    ("output images", "output_image_tokens"),
-)
-
-
-def detail_text(detail: Detail, zone: tzinfo, raw: bool, color: bool) -> str:
-    row = detail.row
-    lines: list[str] = [heading(row["id"], color)]
-    lines += fact_lines([("time", local_time(row["created_at"], zone)), *facts(shown(row, zone), FACTS)])
-    if row["latency_ms"] is not None:
-        first = f", first token after {report.duration(row['ttft_ms'])}" if row["ttft_ms"] is not None else ""
-        lines += fact_lines([("took", report.duration(row["latency_ms"]) + first)])
-    tokens = [(name, report.count_text(row[key])) for name, key in TOKEN_FACTS if isinstance(row[key], int)]
-    source = row["usage_source"] or "none"
-    lines += section("Tokens", fact_lines([("counted by", source), *tokens]), color)
-    lines += section("Cost", fact_lines(cost_facts(row)), color)
-    lines += section("Properties", fact_lines(list(detail.properties.items())), color)
-    lines += section("Scores", fact_lines([(k, f"{v:g}") for k, v in detail.scores.items()]), color)
-    lines += section("Feedback", fact_lines([(f["name"], f["value"]) for f in detail.feedback]), color)
-    lines += section("Attempts", [attempt_line(a) for a in detail.attempts], color)
-    for side in ("request", "response"):
-        lines += section(side.capitalize(), body_lines(detail.body, side, raw), color)
-    return "\n".join(lines) + "\n"
-
-
-def heading(text: str, color: bool) -> str:
-    return f"{report.BOLD}{report.neutral(text)}{report.PLAIN}" if color else report.neutral(text)
-
-
-def section(title: str, lines: list[str], color: bool) -> list[str]:
-    return ["", heading(title, color), *lines] if lines else []
-
-
-def facts(row: Row, names: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
-    return [(name, row[key]) for name, key in names if row[key] not in (None, "")]
-
-
-def fact_lines(pairs: Sequence[tuple[str, Any]]) -> list[str]:
-    width = max((report.display_width(str(name)) for name, _ in pairs), default=0)
-    width = min(max(width, 16), 32)
-    return [f"  {report.neutral(str(name)).ljust(width)}  {report.neutral(str(value))}" for name, value in pairs]
-
-
-def cost_facts(row: Row) -> list[tuple[str, Any]]:
-    cost = "unknown" if row["cost_usd"] is None else f"${report.decimal_text(row['cost_usd'])}"
-    pairs: list[tuple[str, Any]] = [("cost", cost)]
-    if row["fees_usd"]:
-        pairs.append(("tool fees", f"${report.decimal_text(row['fees_usd'])} on top"))
-    pairs += facts(row, (("from", "cost_source"), ("price", "price_id"), ("prices of", "price_version")))
-    if row["saved_usd"]:
-        pairs.append(("saved", f"${report.decimal_text(row['saved_usd'])}"))
-    if row["lower_bound"]:
-        pairs.append(("note", "at least this much: part of the usage was not visible"))
-    return pairs
-
-
-def attempt_line(attempt: Row) -> str:
-    what = attempt.get("error") or attempt.get("status")
-    took = attempt.get("duration_ms")
-    text = f"{attempt.get('target')}  {what}  {report.duration(took if isinstance(took, int | float) else None)}"
-    return f"  {report.neutral(text)}"
-
-
-def body_lines(body: Body | None, side: str, raw: bool) -> list[str]:
-    data: bytes | None = getattr(body, side) if body is not None else None
-    if data is None:
-        return ["  (not stored)"]
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return [f"  ({len(data):,} bytes that are not text; -f json has them in base64)"]
-    if not raw:
-        value = parsed(text)
-        if isinstance(value, dict | list):
-            text = json.dumps(value, indent=2, ensure_ascii=False)
-    return [report.neutral(line, lines=True) for line in text.splitlines()] or ["  (empty)"]
 
 
 # -- tail -----------------------------------------------------------------------------------------------------------
