@@ -1,9 +1,9 @@
 """Call the upstream again, or another one, before the client has seen a byte.
 
-The only file that touches mitmproxy's private core. Its `HttpStream` makes exactly one upstream call for a request;
-`RetryStream` is the same class with three seams changed: connecting, the arrival of response headers, and a protocol
-error before them. At each it asks the flow's `Plan`, through a blocking hook, whether to call again. All else (TLS,
-upstream proxies, connection reuse, streaming) stays mitmproxy's, and a flow without a plan takes mitmproxy's own path.
+Built on mitmproxy's private core, whose `HttpStream` makes exactly one upstream call for a request; `RetryStream` is
+the same class with three seams changed: connecting, the arrival of response headers, and a protocol error before them.
+At each it asks the flow's `Plan`, through a blocking hook, whether to call again. All else (TLS, upstream proxies,
+connection reuse, streaming) stays mitmproxy's, and a flow without a plan takes mitmproxy's own path.
 
 In an addon:
 
