@@ -82,6 +82,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = Store(path).writer()
     for record in records():
         writer.add(record)
+    for number in (5, 6, 1000, 3999):
+        writer.add_scores(f"r{number:05}", {"good": number / 10})
     writer.close()
     assert fill_all(path, NOW) > HOURS / 2
     assert fill_all(path, NOW) == 0
@@ -130,11 +132,13 @@ GROUPS = [
     ["property:trace"], [], ["provider", "model"], ["user", "model", "status"], ["client", "prompt"],
     ["client", "model"], ["property:env", "property:team"], ["property:env", "model"], ["user", "property:ENV"],
     ["property:team", "status"], ["property:env", "user", "model"], ["property:none", "model"],
-    ["property:env", "client"],
+    ["property:env", "client"], ["score:good"], ["score:GOOD", "model"], ["score:none"],
+    ["property:env", "score:good", "user"],
 ]  # fmt: skip
 TIMED = [
     ["day"], ["hour"], ["week"], ["month"], ["day", "model"], ["model", "day"], ["hour", "user"],
     ["day", "property:env"], ["month", "hour", "day"], ["day", "model", "property:team"],
+    ["day", "score:good"],
 ]  # fmt: skip
 FILTERS = [
     Filters(),
@@ -236,6 +240,20 @@ KIND_CASES = [
 @pytest.mark.parametrize(("groups", "filters", "waits", "kind"), KIND_CASES)
 def test_smallest_kind_that_answers_is_read(groups: list[str], filters: Any, waits: bool, kind: str | None) -> None:
     assert rollups.kind_of(groups, Filters(**filters), waits=waits) == kind
+
+
+def test_hours_with_scores_are_read_from_the_requests(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(open_reader(filled)) as conn:
+        holes = rollups.scored_hours(conn, ["Good"])
+        assert holes is not None
+        assert len(holes) == 4
+        (part,) = rollups.plan(conn, "total", [(START, NOW)], holes)
+        summed = {hour for level, a, b in part.blocks for hour in range(a * 4**level, b * 4**level)}
+        assert len(summed) > HOURS / 2
+        assert not summed & set(holes)
+        assert rollups.scored_hours(conn, ["none"]) == []
+        monkeypatch.setattr(rollups, "MOST_SCORES", 3)
+        assert rollups.scored_hours(conn, ["Good"]) is None
 
 
 def test_hour_in_which_a_request_has_a_property_twice_is_read_from_the_requests(filled: Path) -> None:

@@ -9,6 +9,7 @@ was changed (triggers forget those, see `migrations`). `rollup_filler` makes the
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,11 @@ NAMED_KINDS = {
 A period is marked with the bare kind when each property in it has one, unless it is among `LEFT_OUT`; that of a
 property the period is not marked with is found in the kind without it."""
 LEFT_OUT = "without:"
+SCORE = "score:"
+MOST_SCORES = 2_000
+"""Scores of one name; with more, all requests are read to group by it."""
+MOST_HOLES = 200
+"""Hours that may be read by themselves among the sums."""
 
 COLUMNS_OF_GROUPS = {
     "model": "model",
@@ -157,6 +163,24 @@ def has_waits(kind: str) -> bool:
     return NAMED_KINDS.get(head, head) in WITH_WAITS
 
 
+def scored_hours(conn: sqlite3.Connection, names: Iterable[str]) -> list[int] | None:
+    """Hours in which a request has one of these scores; None when there are too many to be read by themselves."""
+    hours: set[int] = set()
+    sql = """
+        SELECT r.created_at FROM (SELECT request_id FROM scores WHERE name = ? COLLATE NOCASE LIMIT ?) s
+        CROSS JOIN requests r ON r.id = s.request_id
+    """
+    for name in names:
+        found = conn.execute(sql, (name, MOST_SCORES + 1)).fetchall()
+        if len(found) > MOST_SCORES:
+            return None
+        try:
+            hours.update(hour_before(datetime.fromisoformat(at[:13] + ":00+00:00")) for (at,) in found)
+        except ValueError:
+            return None
+    return sorted(hours) if len(hours) <= MOST_HOLES else None
+
+
 def folded(name: str) -> str:
     """A property's name in lower case, as SQLite's NOCASE has it, which knows the case of ASCII only."""
     return "".join(c.lower() if c.isascii() else c for c in name)
@@ -180,8 +204,8 @@ def available(conn: sqlite3.Connection) -> bool:
 # -- which periods --------------------------------------------------------------------------------------------------
 
 
-def plan(conn: sqlite3.Connection, kind: str, ranges: Iterable[Range]) -> list[Part]:
-    """How to read each range by sums of this kind."""
+def plan(conn: sqlite3.Connection, kind: str, ranges: Iterable[Range], holes: Sequence[int] = ()) -> list[Part]:
+    """How to read each range by sums of this kind; the hours `holes`, in order, are left to the requests."""
     parts = []
     for begins, ends in ranges:
         part = Part()
@@ -190,7 +214,12 @@ def plan(conn: sqlite3.Connection, kind: str, ranges: Iterable[Range]) -> list[P
             part.raw.append((begins, ends))
         else:
             gaps: list[tuple[int, int]] = []
-            cover(conn, kind, first, last, LEVELS - 1, part.blocks, gaps)
+            at = first
+            for hole in holes[bisect_left(holes, first) : bisect_left(holes, last)]:
+                cover(conn, kind, at, hole, LEVELS - 1, part.blocks, gaps)
+                gaps.append((hole, hole + 1))
+                at = hole + 1
+            cover(conn, kind, at, last, LEVELS - 1, part.blocks, gaps)
             edges = [(begins, time_of(first)), *((time_of(a), time_of(b)) for a, b in gaps), (time_of(last), ends)]
             part.raw = joined(edge for edge in edges if edge[0] < edge[1])
         parts.append(part)

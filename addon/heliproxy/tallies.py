@@ -276,15 +276,23 @@ class Sheet:
 
     def add_past(self, conn: sqlite3.Connection, filters: Filters) -> None:
         """Add the sums there are, and leave the rest of the time in `raw`."""
-        kind = rollups.kind_of(self.plain, filters, waits=self.waits)
+        summed = tuple(group for group in self.plain if not group.startswith(rollups.SCORE))
+        kind = rollups.kind_of(summed, filters, waits=self.waits)
         if kind is None:
             return
-        parts = rollups.plan(conn, kind, self._ranges)
+        # Scores have no sums. Where no request has the score, all are in the one group without it.
+        scores = [group.partition(":")[2] for group in self.plain if group.startswith(rollups.SCORE)]
+        holes = rollups.scored_hours(conn, scores)
+        if holes is None:
+            return
+        parts = rollups.plan(conn, kind, self._ranges, holes)
         self.raw = tuple(split(rollups.joined(one for part in parts for one in part.raw), self._ends))
-        columns = [rollups.COLUMNS_OF_GROUPS.get(group, rollups.PROPERTY) for group in self.plain]
+        columns = [rollups.COLUMNS_OF_GROUPS.get(group, rollups.PROPERTY) for group in summed]
         where, values = rollups.condition(filters)
         for found in rollups.read(conn, kind, columns, parts, where, values, latencies=self.times, waits=self.waits):
-            one = self.at(found.place, found.group)
+            values_found = iter(found.group)
+            group = [next(values_found) if group in summed else None for group in self.plain]
+            one = self.at(found.place, group)
             one.add_past(found.sums, unpack(found.latencies), unpack(found.waits))
 
     def add(self, at: datetime, group: Key, sums: Sequence[Any], latencies: list[float], waits: list[float]) -> None:
