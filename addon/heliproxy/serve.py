@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OPEN_FILES = 65536
+"""As many may a proxy have open, where the system lets it."""
+
 
 class HeadlessMaster(Master):
     """mitmproxy's core with the addons a forward proxy needs, and ours."""
@@ -101,6 +104,7 @@ class Proxy:
             errors.uninstall()
         if not started:
             raise StartError(_port_error(self.settings, errors.messages))
+        _widen(server)
         self._task = asyncio.get_running_loop().create_task(self._run())
         await self._until_running()
 
@@ -161,6 +165,28 @@ async def _adopt(
     instance._servers = [await asyncio.start_server(instance.handle_stream, sock=listener, backlog=backlog)]
     listener.listen(BACKLOG)
     server.servers._instances[mode] = instance
+
+
+def _widen(server: proxyserver.Proxyserver) -> None:
+    """Let more connections wait to be accepted than asyncio's hundred: more of them than that come at once."""
+    for instance in server.servers:
+        for listening in getattr(instance, "_servers", ()):
+            for waiting in getattr(listening, "sockets", ()):
+                with contextlib.suppress(AttributeError, OSError):
+                    waiting._sock.listen(BACKLOG)
+
+
+def _allow_many_files() -> None:
+    """Raise this process's own bound of open files: each call under way has two."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _tighten(path: Path) -> None:
@@ -237,6 +263,7 @@ async def serve(settings: Settings, ready: Callable[[Proxy], None], listener: so
     Raises:
         StartError: it cannot start.
     """
+    _allow_many_files()
     proxy = Proxy(settings, listener)
     await proxy.start()
     loop = asyncio.get_running_loop()

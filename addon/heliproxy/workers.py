@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "HELIPROXY_WORKER"
 """What a worker is told by its watcher: number, file descriptor of the listening socket, API port."""
 READY = "heliproxy ready:"
-BACKLOG = 512
+BACKLOG = 1024
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 SETTLED_SECONDS = 60.0
