@@ -45,7 +45,7 @@ from heliproxy.gateway import GatewayCall
 from heliproxy.ids import new_request_id
 from heliproxy.open_sockets import OpenSockets
 from heliproxy.plan import CallPlan, backoff_of
-from heliproxy.policies.answers import Answer, exception_answer, text_answer
+from heliproxy.policies.answers import Answer, error_answer, exception_answer
 from heliproxy.policies.defaults import default_headers
 from heliproxy.services import Services, open_services
 from heliproxy.settings import Settings, allowed_names
@@ -247,7 +247,7 @@ class Heliproxy:
             reason = entry.foreign_page(request.headers.fields)
         else:
             return None
-        return text_answer(403, reason) if reason is not None else None
+        return error_answer(403, reason, "refused") if reason is not None else None
 
     def _note_run(self, flow: http.HTTPFlow) -> None:
         run_id = run_of(flow.request.headers.get("proxy-authorization", ""))

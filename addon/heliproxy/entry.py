@@ -17,7 +17,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from heliproxy.hosts import is_helicone_host
-from heliproxy.policies.answers import Answer, json_answer, text_answer
+from heliproxy.policies.answers import Answer, error_answer, text_answer
 
 Fields = Iterable[tuple[bytes, bytes]]
 
@@ -145,5 +145,5 @@ def ask_for_token(*, proxied: bool) -> Answer:
     if proxied:
         answer = text_answer(407, "this proxy needs its token as password: http://heliproxy:TOKEN@HOST:PORT")
         return replace(answer, headers=(*answer.headers, ("Proxy-Authenticate", 'Basic realm="heliproxy"')))
-    answer = json_answer(401, {"error": "this gateway needs its token: `Helicone-Auth: Bearer TOKEN`"})
-    return replace(answer, headers=(*answer.headers, ("WWW-Authenticate", 'Bearer realm="heliproxy"')))
+    message = "this gateway needs its token: `Helicone-Auth: Bearer TOKEN`"
+    return error_answer(401, message, "token_required", (("WWW-Authenticate", 'Bearer realm="heliproxy"'),))

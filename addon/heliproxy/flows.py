@@ -142,7 +142,7 @@ def answer(flow: http.HTTPFlow, exchange: Exchange, found: Answer | Hit) -> None
     exchange.answered_here = found.reason != "mock"
     exchange.answer_reason = found.reason
     if exchange.answered_here and exchange.error is None:
-        exchange.error = found.text[:500]
+        exchange.error = found.sentence[:500]
     flow.response = response_of(found)
 
 

@@ -17,6 +17,7 @@ from heliproxy.policies.answers import (
     JSON_UTF8,
     Answer,
     DirectiveError,
+    error_answer,
     exception_answer,
     json_answer,
     one_line,
@@ -248,5 +249,4 @@ def _nobody(host: str) -> Route:
 
 
 def _refused(host: str, path: str, status: int, message: str) -> Destination:
-    answer = json_answer(status, {"error": message}, reason="no_such_host")
-    return Destination("refused", _nobody(host), answer=answer, path=path)
+    return Destination("refused", _nobody(host), answer=error_answer(status, message, "no_such_host"), path=path)

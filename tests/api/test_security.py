@@ -164,7 +164,7 @@ def test_unknown_paths_and_methods_are_json(rig: Rig) -> None:
     answer = rig.client.get("/v1/nope")
     assert answer.status_code == 404
     assert answer.json()["data"] is None
-    assert answer.json()["error"].startswith("there is no GET /v1/nope here")
+    assert answer.json()["error"]["message"].startswith("there is no GET /v1/nope here")
     answer = rig.client.get("/v1/session/query")
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"

@@ -68,7 +68,7 @@ def test_list_of_models_passes_without_a_row(run, local):
 def test_llama_cpp_has_our_port_so_its_own_is_asked_for(run):
     refused = run.direct().post(f"{run.url}/llamacpp/v1/chat/completions", json={})
     assert refused.status_code == 400
-    assert "--upstream llamacpp=http://127.0.0.1:PORT" in refused.json()["error"]
+    assert "--upstream llamacpp=http://127.0.0.1:PORT" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/gateway/nobody/v1/x", "/api.openai.com/v1/x", "/nothing"])
@@ -76,4 +76,4 @@ def test_llama_cpp_has_our_port_so_its_own_is_asked_for(run):
 def test_wrong_base_url_is_told_which_are_right(run, method, path):
     answer = run.direct().request(method, run.url + path, json={} if method == "POST" else None)
     assert answer.status_code == 404
-    assert "/oai/v1" in answer.json()["error"]
+    assert "/oai/v1" in answer.json()["error"]["message"]

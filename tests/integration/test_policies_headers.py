@@ -514,7 +514,7 @@ def test_base_url_that_leads_nowhere_says_what_to_use(rig: Rig, path: str) -> No
     response = rig.ask(path=path)
     assert (response.status_code, rig.calls) == (404, 0)
     assert response.headers["content-type"].startswith("application/json")
-    message = response.json()["error"]
+    message = response.json()["error"]["message"]
     assert path in message
     assert "/oai/v1" in message
 

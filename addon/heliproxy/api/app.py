@@ -38,6 +38,7 @@ from heliproxy.api.errors import ApiError
 from heliproxy.api.guard import Guard
 from heliproxy.api.openapi import document
 from heliproxy.directives import PROPERTY_PREFIX
+from heliproxy.policies.answers import error_body
 from heliproxy.secrets import install_secret
 
 if TYPE_CHECKING:
@@ -150,7 +151,9 @@ async def api_error(request: Request, error: Exception) -> Response:  # noqa: AR
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return failure(f"there is no {request.method} {request.url.path[:200]} here; {BASE_URLS}", 404)
+        # Who comes here is an SDK with a wrong base URL more often than a client of the API.
+        message = f"there is no {request.method} {request.url.path[:200]} here; {BASE_URLS}"
+        return JSONResponse({"data": None, **error_body(message, "not_found")}, 404)
     response = failure(error.detail, error.status_code)
     response.headers.update(error.headers or {})
     return response

@@ -33,6 +33,27 @@ class Answer:
         """The body as text."""
         return self.body.decode("utf-8", "replace")
 
+    @property
+    def sentence(self) -> str:
+        """What the body says to a person: the message in its JSON, or all of a text."""
+        try:
+            found = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return self.text
+        return _message(found) or self.text
+
+
+def _message(found: object) -> str | None:
+    if not isinstance(found, dict):
+        return None
+    error = found.get("error")
+    if isinstance(error, dict):
+        return _message(error)
+    for value in (found.get("message"), found.get("helicone-message"), error):
+        if isinstance(value, str) and value:
+            return value
+    return None
+
 
 class DirectiveError(ValueError):
     """A header that Helicone answers with an error; `answer` is that response."""
@@ -54,6 +75,16 @@ def json_answer(
     """A JSON response; `headers` come after the content type."""
     encoded = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     return Answer(status, (("content-type", content_type), *headers), encoded, reason)
+
+
+def error_body(message: str, code: str) -> dict[str, object]:
+    """An error of ours where the contract fixes no body, in the shape whose message the vendors' SDKs show."""
+    return {"error": {"message": message, "type": "heliproxy_error", "code": code}}
+
+
+def error_answer(status: int, message: str, code: str, headers: Headers = ()) -> Answer:
+    """A refusal of our own, with `code` as the reason in its row."""
+    return json_answer(status, error_body(one_line(message), code), headers, code)
 
 
 def exception_answer(message: str) -> Answer:

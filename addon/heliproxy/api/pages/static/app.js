@@ -41,7 +41,7 @@ async function act(button) {
       body: button.dataset.body ?? "{}",
     });
     const result = await answer.json().catch(() => ({}));
-    if (!answer.ok || result.error) throw new Error(result.error ?? `HTTP ${answer.status}`);
+    if (!answer.ok || result.error) throw new Error(result.error?.message ?? result.error ?? `HTTP ${answer.status}`);
     if (button.dataset.reload !== undefined) location.reload();
     for (const other of button.parentElement.querySelectorAll("[data-action]")) {
       if (other.hasAttribute("aria-pressed")) other.setAttribute("aria-pressed", String(other === button));
