@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 from mitmproxy import exceptions
+from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.options import Options
 from mitmproxy.test import taddons, tflow
 
@@ -65,3 +67,41 @@ def test_addon_that_may_not_listen_answers_nobody(options: Options) -> None:
     addon.requestheaders(flow)
     assert flow.response is not None
     assert flow.response.status_code == 407
+
+
+def test_what_is_bound_counts_whatever_the_options_say(options: Options) -> None:
+    async def bound_and_checked(listen_host: str, said: str, token: str) -> list[str]:
+        server = Proxyserver()
+        with taddons.context(server) as context:
+            for name in ("heliproxy_token", "proxyauth"):
+                context.options.add_option(name, str, "", "")
+            context.options.update(listen_host=listen_host, listen_port=0, heliproxy_token=token)
+            assert await server.setup_servers()
+            context.options.update(listen_host=said)
+            door = Door()
+            try:
+                door.set_up(context.options)
+                await door.check_bound(server, context.options)
+                return [str(address[0]) for address in server.listen_addrs()]
+            finally:
+                await server.servers.update([])
+
+    assert asyncio.run(bound_and_checked("0.0.0.0", "127.0.0.1", "")) == ["127.0.0.1"]
+    assert asyncio.run(bound_and_checked("127.0.0.1", "127.0.0.1", "")) == ["127.0.0.1"]
+    assert asyncio.run(bound_and_checked("0.0.0.0", "0.0.0.0", TOKEN)) == ["0.0.0.0"]
+
+
+def test_a_port_that_others_reach_needs_a_token_however_it_came_to_be(options: Options) -> None:
+    async def checked() -> None:
+        server = Proxyserver()
+        with taddons.context(server) as context:
+            context.options.add_option("proxyauth", str, "", "")
+            context.options.update(listen_host="0.0.0.0", listen_port=0)
+            assert await server.setup_servers()
+            try:
+                await Door().check_bound(server, context.options)
+            finally:
+                await server.servers.update([])
+
+    with pytest.raises(exceptions.OptionsError, match=r"listening on 0\.0\.0\.0 needs a token"):
+        asyncio.run(checked())

@@ -166,7 +166,10 @@ class Heliproxy:
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)
         services = self._open_services(self.settings)
+        proxyserver = ctx.master.addons.get("proxyserver")
         try:
+            if proxyserver is not None:
+                await self.door.check_bound(proxyserver, options)
             await services.start(self)
         except Exception as e:
             self.startup_error = str(e)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy import exceptions
 
@@ -16,6 +17,7 @@ from heliproxy.directives import Directives
 
 if TYPE_CHECKING:
     from mitmproxy import connection, http
+    from mitmproxy.addons.proxyserver import Proxyserver
     from mitmproxy.options import Options
 
     from heliproxy.policies.answers import Answer
@@ -49,6 +51,30 @@ class Door:
         if (mode := entry.unaskable(options.mode)) is not None:
             raise exceptions.OptionsError(f"mode {mode} cannot ask for a token, and must not listen on {exposed}")
 
+    async def check_bound(self, server: Proxyserver, options: Options) -> None:
+        """Make sure that mitmproxy listens where the options say, and nowhere else without a token.
+
+        It binds its ports while it still loads scripts: one started with `-s` has bound every interface by the time
+        that our default of loopback is set, and binds again only when its modes change.
+
+        Raises:
+            OSError: the port cannot be bound on loopback.
+            OptionsError: others can connect, and no token is asked for.
+        """
+        for instance in server.servers:
+            if _exposed(instance.listen_addrs) and entry.is_loopback_name(
+                instance.mode.listen_host(options.listen_host)
+            ):
+                await instance.stop()
+                for handler in list(server.connections.values()):
+                    for transport in handler.transports.values():
+                        if transport.writer is not None:
+                            transport.writer.close()  # whoever came in through the wide open port
+                await instance.start()
+        exposed = _exposed(server.listen_addrs())
+        if exposed is not None and self.token is None and not ("proxyauth" in options and options.proxyauth):
+            raise exceptions.OptionsError(f"listening on {exposed} needs a token: {entry.NO_TOKEN}")
+
     def is_own_port(self, flow: http.HTTPFlow) -> bool:
         """Whether a request is addressed to the proxy's own port."""
         return flows.is_own_port(flow, exposed=self.token is not None)
@@ -79,6 +105,11 @@ class Door:
                 del flow.request.headers["authorization"]  # it is no provider's, and none must see it
             return None
         return entry.ask_for_token(proxied=not own)
+
+
+def _exposed(addresses: Iterable[Sequence[Any]]) -> str | None:
+    """The first of bound socket addresses (host, port, ...) that is not loopback."""
+    return next((str(host) for host, *_ in addresses if not entry.is_loopback_name(str(host))), None)
 
 
 def _asks_api(request: http.Request) -> bool:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,66 @@ def test_mitmdump_with_the_script_does_not_start_either(home: Path) -> None:
     shown = subprocess.run([*command, *options], env=environ, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 1
     assert "listening on 0.0.0.0 needs a token" in shown.stdout + shown.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads bound ports where Linux lists them")
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("mitmdump", ("-p", "{port}")),
+        ("mitmdump", ("--set", "listen_port={port}")),
+        ("mitmdump", ("--mode", "regular@{port}")),
+        ("mitmweb", ("-p", "{port}", "--no-web-open-browser", "--web-port", "0")),
+    ],
+    ids=lambda part: part if isinstance(part, str) else " ".join(part[:2]),
+)
+def test_a_script_that_is_told_no_address_listens_on_loopback(
+    home: Path, tool: str, arguments: tuple[str, ...]
+) -> None:
+    port = free_port()
+    command: list[str | Path] = [Path(sys.executable).with_name(tool), "-s", ROOT / "addon" / "main.py"]
+    options = ["--set", f"heliproxy_home={home}", "--set", "heliproxy_api_port=-1"]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "PYTHONPATH": str(ROOT / "addon")}
+    with subprocess.Popen(
+        [*command, *options, *(part.format(port=port) for part in arguments)],
+        env=environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as running:
+        timer = threading.Timer(60, running.kill)
+        timer.start()
+        try:
+            assert running.stdout is not None
+            said = []
+            for line in running.stdout:
+                said.append(line)
+                if f"listening at 127.0.0.1:{port}" in line:
+                    break
+            assert bound(port) == {"127.0.0.1"}, "".join(said)
+        finally:
+            timer.cancel()
+            running.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def bound(port: int) -> set[str]:
+    """The addresses on which something listens on a port, as the kernel lists them."""
+    found = set()
+    for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        path = Path("/proc/net") / name
+        for line in path.read_text("ascii").splitlines()[1:] if path.exists() else ():
+            local, state = line.split()[1], line.split()[3]
+            address, _, number = local.partition(":")
+            if state == "0A" and int(number, 16) == port:
+                words = [int(address[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(address), 8)]
+                found.add(socket.inet_ntop(family, b"".join(words)))
+    return found
 
 
 @pytest.fixture(scope="module")
