@@ -63,10 +63,10 @@ def test_json_has_raw_numbers_decimal_money_and_null_for_unknown() -> None:
         "schema_version": 1,
         "command": "costs",
         "rows": [
-            {"model": "gpt-4o", "requests": 12345, "cost_usd": "1.5", "p95_ms": 1234.568, "share": 0.25},
+            {"model": "gpt-4o", "requests": 12345, "cost_usd": 1.5, "p95_ms": 1234.568, "share": 0.25},
             {"model": None, "requests": 1, "cost_usd": None, "p95_ms": None, "share": 0},
         ],
-        "total": {"requests": 12346, "cost_usd": "1.5", "p95_ms": 1200, "share": 0.2},
+        "total": {"requests": 12346, "cost_usd": 1.5, "p95_ms": 1200, "share": 0.2},
         "notes": ["One note."],
     }
 

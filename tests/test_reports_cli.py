@@ -82,7 +82,7 @@ def test_costs_json(logged: Path) -> None:
     assert document["schema_version"] == 1
     assert (document["command"], document["by"], document["timezone"]) == ("costs", ["day", "model"], "UTC")
     first = document["rows"][0]
-    assert (first["day"], first["model"], first["cost_usd"], first["p95_ms"]) == ("2026-09-01", "gpt-4o", "0.003", 1500)
+    assert (first["day"], first["model"], first["cost_usd"], first["p95_ms"]) == ("2026-09-01", "gpt-4o", 0.003, 1500)
     assert document["total"]["unpriced"] == 1
     assert document["rows"][1]["cost_usd"] is None
 
@@ -199,7 +199,7 @@ def test_requests_newest_first_and_harmless(logged: Path) -> None:
 
 def test_requests_for_programs_have_every_column(logged: Path) -> None:
     [row] = json.loads(run(requests, "-j", "--user", "ann").stdout)["rows"]
-    assert (row["id"], row["cost_usd"], row["properties"], row["saved_usd"]) == (ID1, "0.003", {"env": "prod"}, None)
+    assert (row["id"], row["cost_usd"], row["properties"], row["saved_usd"]) == (ID1, 0.003, {"env": "prod"}, None)
     assert len(run(requests, "-f", "ndjson").stdout.splitlines()) == 3
 
 
@@ -228,7 +228,28 @@ def test_show_json_has_bodies(logged: Path) -> None:
     document = json.loads(run(show, ID1, "-j").stdout)
     assert document["request"]["body"] == {"model": "gpt-4o", "messages": []}
     assert document["response"]["type"] == "text/event-stream"
-    assert (document["cost_usd"], document["usage"]) == ("0.003", None)
+    assert (document["cost_usd"], document["usage"]) == (0.003, None)
+
+
+def test_attempts_are_a_number_and_their_details_a_list_in_all_json(home: Path) -> None:
+    details = [{"target": "https://a", "status": 500}, {"target": "https://a", "status": 200}]
+    usage = '{"total_tokens":3,"odd":NaN}'
+    put(
+        home,
+        record(ID1, attempts=1, cost_usd=0.1 + 0.2, usage_json=usage, attempts_json="[" * 5000),
+        record(ID2, attempts=2, attempts_json=json.dumps(details), cost_usd=0.0),
+    )
+    listed = json.loads(run(requests, "--oldest", "-j").stdout)["rows"]
+    followed = [json.loads(line) for line in run(tail, "--once", "-f", "ndjson").stdout.splitlines()]
+    shown = [json.loads(run(show, key, "-j").stdout) for key in (ID1, ID2)]
+    for rows in (listed, followed, shown):
+        assert [(row["attempts"], row["attempt_details"], row["cost_usd"]) for row in rows] == [
+            (1, [], 0.3),
+            (2, details, 0),
+        ]
+        assert rows[0]["usage"] == {"total_tokens": 3, "odd": None}
+        assert not {"usage_json", "attempts_json"} & set(rows[0])
+    assert "attempts_json" in run(requests, "-f", "csv").stdout.splitlines()[0]
 
 
 def test_show_wants_one_request(logged: Path) -> None:
@@ -266,7 +287,7 @@ def test_follow_waits_for_the_file_and_changes_over_to_a_new_one(home: Path) -> 
 
 def test_sessions_list_and_tree(logged: Path) -> None:
     [row] = json.loads(run(sessions, "-j").stdout)["rows"]
-    assert (row["session_id"], row["requests"], row["cost_usd"]) == ("s1", 1, "0.003")
+    assert (row["session_id"], row["requests"], row["cost_usd"]) == ("s1", 1, 0.003)
     assert run(sessions, "s1").stdout.splitlines()[:2] == ["/  $0.0030", "  plan  $0.0030"]
     tree = json.loads(run(sessions, "s1", "-j").stdout)["tree"]
     assert tree["children"][0]["requests"][0]["id"] == ID1

@@ -9,10 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import unicodedata
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from heliproxy.rounding import without_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -71,9 +74,9 @@ def render(table: Table, form: str, *, width: int | None = None, color: bool = F
 
 
 def json_value(kind: str, value: Any) -> Any:
-    """Numbers as they are, money as a decimal string, unknown as null."""
+    """Numbers without noise, unknown as null."""
     if kind == "usd":
-        return None if value is None else decimal_text(value)
+        return None if value is None or not math.isfinite(value) else without_noise(value)
     if isinstance(value, float):
         return rounded(value, 6 if kind == "share" else 3)
     return value
@@ -120,10 +123,12 @@ def render_csv(table: Table) -> str:
 
 
 def csv_value(kind: str, value: Any) -> Any:
+    if kind == "usd":
+        return None if value is None else decimal_text(value)
     plain = json.dumps(value) if kind == "json" and value else json_value(kind, value)
     if isinstance(plain, dict | list):
         return ""
-    if not isinstance(plain, str) or kind == "usd":
+    if not isinstance(plain, str):
         return plain
     text = neutral(plain, lines=True)
     return f"'{text}" if plain.startswith(FORMULA_STARTS) else text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,33 @@ def all_columns() -> tuple[Column, ...]:
     usd = ("cost_usd", "saved_usd")
     names = [*COLUMNS, "properties"]
     return tuple(Column(n, n, "usd" if n in usd else "json" if n == "properties" else "text") for n in names)
+
+
+PARSED = {"usage_json": "usage", "attempts_json": "attempt_details"}
+"""Columns that hold JSON as text -> their names in JSON output, where they are values."""
+
+
+def program_columns() -> tuple[Column, ...]:
+    """The columns of JSON output; rows for them come from `program_row`."""
+    return tuple(replace(c, key=PARSED[c.key], kind="json") if c.key in PARSED else c for c in all_columns())
+
+
+def program_row(row: Row) -> Row:
+    """The row with its JSON as values: `attempts` is how many, `attempt_details` a list, empty where none was kept."""
+    details = parsed(row.get("attempts_json"))
+    return {
+        **row,
+        "usage": parsed(row.get("usage_json")),
+        "attempt_details": details if isinstance(details, list) else [],
+    }
+
+
+def parsed(text: str | None) -> Any:
+    """The value of JSON text, null for NaN and the like; the text itself when it is no JSON."""
+    try:
+        return json.loads(text, parse_constant=lambda _: None) if text else None
+    except (ValueError, RecursionError):
+        return text
 
 
 def shown(row: Row, zone: tzinfo) -> Row:

@@ -30,7 +30,15 @@ from heliproxy.report_options import (
     use_color,
     write,
 )
-from heliproxy.report_rows import all_columns, is_bad, local_time, shown, status_word
+from heliproxy.report_rows import (
+    all_columns,
+    is_bad,
+    local_time,
+    program_columns,
+    program_row,
+    shown,
+    status_word,
+)
 from heliproxy.store import open_reader
 
 if TYPE_CHECKING:
@@ -213,7 +221,9 @@ def requests(
     form = "json" if as_json else form
     about = {"command": "requests", "more": page.next is not None}
     if form in ("json", "ndjson", "csv"):
-        table = Table(all_columns(), page.rows, about=about)
+        plain = form == "csv"
+        rows = page.rows if plain else [program_row(row) for row in page.rows]
+        table = Table(all_columns() if plain else program_columns(), rows, about=about)
     else:
         rows = [shown(row, zone) for row in page.rows]
         notes = (f"The newest {limit} only; more with -n.",) if page.next and not oldest else ()
@@ -250,13 +260,13 @@ def tail(
     path = database_path(db, home)
     if once:
         open_database(db, home).close()
-    columns = all_columns()
+    columns = program_columns()
     color = use_color(no_color)
     try:
         for rows in follow(path, filters, last, time.sleep, once=once):
             for row in rows:
                 if as_json or form == "ndjson":
-                    click.echo(report.json_line(columns, row), nl=False)
+                    click.echo(report.json_line(columns, program_row(row)), nl=False)
                 else:
                     click.echo(tail_line(row, zone, color), color=color or None)
     except KeyboardInterrupt:

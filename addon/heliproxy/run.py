@@ -371,6 +371,7 @@ def summary(home: Path, run_id: str) -> dict[str, Any]:
     from heliproxy import queries
     from heliproxy.filters import Filters
     from heliproxy.home import DATABASE_NAME
+    from heliproxy.rounding import without_noise
     from heliproxy.store import open_reader
 
     conn = open_reader(home / DATABASE_NAME)
@@ -379,7 +380,7 @@ def summary(home: Path, run_id: str) -> dict[str, Any]:
     finally:
         conn.close()
     total = found.total
-    return {
+    facts = {
         "run_id": run_id,
         "requests": total.requests,
         "cached": total.hits,
@@ -392,9 +393,11 @@ def summary(home: Path, run_id: str) -> dict[str, Any]:
         "cost_usd": total.cost_usd,
         "saved_usd": total.saved_usd,
         "models": [
-            {"model": line.key[0], "requests": line.requests, "cost_usd": line.cost_usd} for line in found.lines
+            {"model": line.key[0], "requests": line.requests, "cost_usd": without_noise(line.cost_usd)}
+            for line in found.lines
         ],
     }
+    return {name: without_noise(value) for name, value in facts.items()}
 
 
 def money(usd: float | None) -> str:

@@ -13,7 +13,7 @@ import click
 
 from heliproxy import queries, report
 from heliproxy.report_options import common_options, open_database, use_color
-from heliproxy.report_rows import all_columns, local_time, shown
+from heliproxy.report_rows import local_time, parsed, program_columns, program_row, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,9 +55,7 @@ def show(
 
 
 def detail_json(detail: Detail) -> Row:
-    row = {c.key: report.json_value(c.kind, detail.row.get(c.key)) for c in all_columns() if c.key != "properties"}
-    for name in ("usage_json", "attempts_json"):
-        row[name.removesuffix("_json")] = parsed(row.pop(name))
+    row = report.json_row(program_columns(), program_row(detail.row))
     return {
         "schema_version": report.SCHEMA_VERSION,
         "command": "show",
@@ -68,13 +66,6 @@ def detail_json(detail: Detail) -> Row:
         "request": body_json(detail.body, "request"),
         "response": body_json(detail.body, "response"),
     }
-
-
-def parsed(text: str | None) -> Any:
-    try:
-        return json.loads(text) if text else None
-    except (ValueError, RecursionError):
-        return text
 
 
 def body_json(body: Body | None, side: str) -> Row | None:
