@@ -7,11 +7,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from heliproxy.early import EarlyProxy, StartError, check, listen, suits
+from heliproxy.serve import ProxyThread
 from heliproxy.settings import Settings, Upstream
 
 WAITS = "import signal, sys; print('up', flush=True); signal.pause()"
@@ -147,3 +149,11 @@ def test_check_leaves_mitmproxy_out(tmp_path):
     source = Path(__file__).parents[1] / "addon"
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "home")]
     assert subprocess.run(command, capture_output=True, text=True, cwd=source, check=True).stdout == "[]\n"
+
+
+def test_port_of_another_heliproxy_is_said_to_be(settings):
+    with (
+        ProxyThread(replace(settings, port=0, api_port=0)) as other,
+        pytest.raises(StartError, match=r"another heliproxy serves there; use it \(`heliproxy run --attach`"),
+    ):
+        listen("127.0.0.1", other.port)

@@ -295,11 +295,11 @@ def is_listening(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def health(port: int) -> dict[str, Any] | None:
+def health(port: int, seconds: float = 3.0) -> dict[str, Any] | None:
     """What a heliproxy on this loopback port says about itself; None when it is none."""
     import http.client
 
-    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
+    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         conn.request("GET", "/health")
         facts = json.loads(conn.getresponse().read(65536))

@@ -7,6 +7,7 @@ port's queue until then. A program that ends without having connected waits for 
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 QUEUE = 128
 """Connections that may wait while the proxy starts."""
+ASK_SECONDS = 1.0
+"""How long whatever holds a port may take to say that it is a heliproxy."""
 GRACE_SECONDS = 3.0
 """How long a program may take to end by itself when its proxy could not start."""
 
@@ -76,8 +79,25 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as e:
         listener.close()
-        raise StartError(f"cannot listen on {host}:{port}: {e.strerror}; another --port may be free") from e
+        raise StartError(port_error(host, port, e)) from e
     return listener
+
+
+def port_error(host: str, port: int, error: OSError, option: str = "--port") -> str:
+    """Say why a port cannot be had, and what holds it when that is a heliproxy; asks there, so it blocks."""
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = f"cannot listen on {address}"
+    if error.errno == errno.EADDRINUSE and port:
+        from heliproxy.doctor import health
+
+        if health(port, ASK_SECONDS) is not None:
+            return (
+                f"{where}: another heliproxy serves there; use it (`heliproxy run --attach`, `heliproxy env`), stop it,"
+                f" or choose another {option}"
+            )
+    number = error.errno or 0  # negative for a name that leads nowhere
+    reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+    return f"{where}: {reason}; another {option} may be free"
 
 
 class EarlyProxy:

@@ -165,6 +165,8 @@ def _settings(values: dict[str, Any], shared: bool) -> Any:
     from heliproxy.settings import Settings, parse_allowed_target, parse_upstreams
 
     host = values.pop("host", "127.0.0.1")
+    if values["port"] and values["port"] == values["api_port"]:
+        raise click.UsageError(f"--port and --api-port are both {values['port']}: give one of them another number")
     keep_door_shut(host, tuple(values["mitm_options"]), shared)
 
     try:

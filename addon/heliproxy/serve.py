@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mitmproxy import exceptions, options
-from mitmproxy.log import MitmLogHandler
 from mitmproxy.proxy import mode_servers, mode_specs
 
 from heliproxy.addon import Heliproxy
 from heliproxy.certs import prepare
 from heliproxy.dispatch import DirectDispatch
 from heliproxy.early import StartError as StartError
+from heliproxy.early import port_error
 from heliproxy.lean import Master, core, disable_h2c, next_layer, proxyserver, tlsconfig
-from heliproxy.services import open_services
+from heliproxy.services import Services, open_services
 from heliproxy.settings import Settings
 from heliproxy.workers import BACKLOG
 
@@ -75,7 +75,12 @@ class Proxy:
         self._task: asyncio.Task[None] | None = None
 
     def _new_addon(self) -> Heliproxy:
-        return Heliproxy(lambda found: open_services(replace(found, worker=self.settings.worker)))
+        return Heliproxy(self._open_services)
+
+    def _open_services(self, found: Settings) -> Services:
+        services = open_services(replace(found, worker=self.settings.worker))
+        services.api_needed = True
+        return services
 
     async def start(self) -> None:
         opts = options.Options()
@@ -94,16 +99,17 @@ class Proxy:
         _tighten(self.settings.home / "ca" / "mitmproxy-dhparam.pem")
         server = self.master.addons.get("proxyserver")
         modes = [mode_specs.ProxyMode.parse(m) for m in opts.mode]
+        log = logging.getLogger(proxyserver.__name__)
         errors = _Errors()
-        errors.install()
+        log.addFilter(errors)
         try:
             if self._listener is not None:
                 await _adopt(server, modes[0], self._listener, shared=self.settings.worker is not None)
             started = await server.servers.update(modes)
         finally:
-            errors.uninstall()
+            log.removeFilter(errors)
         if not started:
-            raise StartError(_port_error(self.settings, errors.messages))
+            raise StartError(_port_error(server, opts, errors.messages))
         _widen(server)
         self._task = asyncio.get_running_loop().create_task(self._run())
         await self._until_running()
@@ -196,18 +202,28 @@ def _tighten(path: Path) -> None:
             path.chmod(0o600)
 
 
-class _Errors(MitmLogHandler):
+class _Errors(logging.Filter):
+    """Keeps the errors of a logger, so that they are not shown: one message says them, and with our options."""
+
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)  # type: ignore[no-untyped-call]
+        super().__init__()
         self.messages: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR:
+            return True
         self.messages.append(record.getMessage())
+        return False
 
 
-def _port_error(settings: Settings, messages: Sequence[str]) -> str:
-    detail = messages[0].splitlines()[0] if messages else "unknown reason"
-    return f"cannot listen on {settings.host}:{settings.port}: {detail}; another --port may be free"
+def _port_error(server: proxyserver.Proxyserver, opts: options.Options, messages: Sequence[str]) -> str:
+    for instance in server.servers:
+        error, mode = instance.last_exception, instance.mode
+        port = mode.listen_port(opts.listen_port)
+        if isinstance(error, OSError) and port is not None:
+            cause = error.__cause__  # without what mitmproxy says around it
+            return port_error(mode.listen_host(opts.listen_host), port, cause if isinstance(cause, OSError) else error)
+    return messages[0].splitlines()[0] if messages else "cannot listen, and mitmproxy does not say why"
 
 
 def option_values(settings: Settings) -> dict[str, Any]:

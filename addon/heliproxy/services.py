@@ -144,6 +144,8 @@ class Services:
         self.settings = settings
         self.api: ApiServer | None = None
         self.api_error: str | None = None
+        self.api_needed = False
+        """Whether a proxy without its API port is of no use; whoever says so looks at `api_error`."""
         self.recorder: Recorder
         self.gates: Gates
         self.app: Any = None
@@ -190,9 +192,13 @@ class Services:
         try:
             await self.api.start()
         except OSError as e:
-            self.api_error = f"the API port 127.0.0.1:{port} cannot be opened: {e.strerror}"
+            from heliproxy.early import port_error
+
+            loop = asyncio.get_running_loop()
+            self.api_error = await loop.run_in_executor(None, port_error, "127.0.0.1", port, e, "--api-port")
             self.api = None
-            logger.warning("%s; the proxy works without dashboard and REST API", self.api_error)
+            if not self.api_needed:
+                logger.warning("%s; the proxy works without dashboard and REST API", self.api_error)
 
     async def stop(self) -> None:
         if self.api is not None:

@@ -73,7 +73,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as e:
         listener.close()
-        raise WorkersError(f"cannot listen on {host}:{port}: {e.strerror}; another --port may be free") from e
+        from heliproxy.early import port_error
+
+        raise WorkersError(port_error(host, port, e)) from e
     return listener
 
 

@@ -128,21 +128,33 @@ def test_stopping_waits_for_calls_under_way_and_writes_their_rows(home: Path) ->
     assert (row["status"], row["output_tokens"]) == (200, 2)
 
 
-def test_port_that_is_taken_is_said_and_fails(home: Path) -> None:
+def fails(home: Path, *options: str) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "heliproxy", "serve", "--home", str(home), *options]
+    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_port_that_is_taken_is_said_once_and_fails(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for options in (["--port", port, "--api-port", "0"], ["--port", "0", "--api-port", port]):
-            done = subprocess.run(
-                [sys.executable, "-m", "heliproxy", "serve", "--home", str(home), *options],
-                env=environment(home),
-                capture_output=True,
-                text=True,
-                timeout=30,
-            )
-            assert done.returncode == 1, done
-            assert port in done.stderr
-            assert "Traceback" not in done.stderr
-            assert done.stdout == ""
+        for option, other in (("--port", "--api-port"), ("--api-port", "--port")):
+            said = f"Error: cannot listen on 127.0.0.1:{port}: Address already in use; another {option} may be free\n"
+            assert fails(home, option, port, other, "0") == (1, "", said)
+        mode = f"mode=reverse:https://api.openai.com@127.0.0.1:{port}"
+        status, _, said = fails(home, "--port", "0", "--api-port", "0", "--set", mode)
+        assert (status, said.count("\n"), f"127.0.0.1:{port}: Address already in use" in said) == (1, 1, True)
+
+
+def test_port_that_another_heliproxy_has_is_said_to_be_its(home: Path) -> None:
+    with Upstream(answer) as up, serve(home, up) as (_, proxy, api):
+        for option, other, url in (("--port", "--api-port", proxy), ("--api-port", "--port", api)):
+            status, _, said = fails(home, option, url.rpartition(":")[2], other, "0")
+            assert (status, said.count("\n"), "another heliproxy serves there" in said) == (1, 1, True)
+
+
+def test_one_number_for_both_ports_is_a_usage_error(home: Path) -> None:
+    status, _, said = fails(home, "--port", "8585")
+    assert (status, "--port and --api-port are both 8585" in said) == (2, True)
 
 
 @pytest.mark.parametrize(
