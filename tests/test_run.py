@@ -182,7 +182,7 @@ def test_bytes_in_and_out_are_the_commands_alone(environ):
     plain = subprocess.run(["cat"], input=data, capture_output=True)
     with_proxy = subprocess.run(argv("--", "cat"), env=environ, input=data, capture_output=True)
     assert with_proxy.stdout == plain.stdout
-    assert with_proxy.stderr.startswith(b"heliproxy: nothing reached the proxy")
+    assert with_proxy.stderr == b"heliproxy: no LLM calls logged\n"
 
 
 def test_options_after_the_command_are_the_commands(environ):
@@ -212,18 +212,24 @@ def test_nothing_outside_home_changes(environ, module_home, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extra", "command", "expected"),
+    ("program", "warnings", "expected"),
     [
-        ({}, ["true"], "it may ignore HTTPS_PROXY (for Java: add --java)"),
-        ({}, [sys.executable, "-c", ""], "it may use urllib3 or http.client directly"),
-        ({"NO_PROXY": "api.openai.com"}, ["true"], "see the warning about NO_PROXY above"),
+        ("true", [], "it may ignore HTTPS_PROXY (for Java: add --java)"),
+        ("python3", [], "it may use urllib3 or http.client directly"),
+        ("true", ["NO_PROXY has 'api.openai.com'"], "see the warning about NO_PROXY above"),
     ],
 )
-def test_nothing_seen_is_said_with_the_likely_reason(environ, extra, command, expected):
-    shown = heliproxy(environ | extra, "--", *command)
-    assert "nothing reached the proxy" in shown.stderr
-    assert expected in shown.stderr
-    assert ("NO_PROXY has 'api.openai.com'" in shown.stderr) == bool(extra)
+def test_long_run_without_calls_is_told_the_likely_reason(program, warnings, expected):
+    (line,) = run.trouble_lines({"requests": 0}, {}, program, 0, warnings, 5.0)
+    assert line.startswith("heliproxy: no LLM calls logged; ")
+    assert expected in line
+    assert run.trouble_lines({"requests": 0}, {}, program, 0, warnings, 4.9) == ["heliproxy: no LLM calls logged"]
+    assert run.trouble_lines({"requests": 1}, {}, program, 0, warnings, 60.0) == []
+
+
+def test_provider_that_must_not_be_proxied_is_warned_of(environ):
+    shown = heliproxy(environ | {"NO_PROXY": "api.openai.com"}, "--", "true")
+    assert "NO_PROXY has 'api.openai.com'" in shown.stderr
 
 
 def test_refused_certificate_is_named_with_the_cure(environ, upstream):

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
+LONG_SECONDS = 5.0
+"""A program that ran for so long without any call may have made them past the proxy; a shorter one just made none."""
 
 FORWARDED = tuple(
     getattr(signal, name)
@@ -111,7 +114,9 @@ def run(
             attached=attach,
         )
         _say([f"heliproxy: {w}" for w in found.warnings])
+        begun = time.monotonic()
         status = supervise(program, command, before | found.changes, proxy.start)
+        took = time.monotonic() - begun
     if quiet and summary_file is None:
         return status
     refused, passed_on = proxy.troubles()
@@ -125,7 +130,7 @@ def run(
         make_private_file(summary_file)
         summary_file.write_text(json.dumps(facts_out, indent=2) + "\n", encoding="utf-8")
     if not quiet:
-        _say([*log, *summary_lines(facts), *trouble_lines(facts, refused, name, passed_on, found.warnings)])
+        _say([*log, *summary_lines(facts), *trouble_lines(facts, refused, name, passed_on, found.warnings, took)])
     return status
 
 
@@ -435,9 +440,14 @@ def summary_lines(facts: Mapping[str, Any], most: int = 8) -> list[str]:
 
 
 def trouble_lines(
-    facts: Mapping[str, Any], refused: Mapping[str, int], program: str, passed_on: int, warnings: Sequence[str]
+    facts: Mapping[str, Any],
+    refused: Mapping[str, int],
+    program: str,
+    passed_on: int,
+    warnings: Sequence[str],
+    seconds: float,
 ) -> list[str]:
-    """Why calls may be missing: certificates refused, or nothing seen at all."""
+    """Why calls may be missing: certificates refused, or nothing seen of a program that ran for `seconds`."""
     lines = [
         f"heliproxy: {host} was refused by the program {_count(times, 'time')}: it does not trust our certificate."
         f" {trust_hint(program)}"
@@ -447,8 +457,10 @@ def trouble_lines(
         return lines
     if passed_on:
         return ["heliproxy: the program reached an LLM provider, but made no call that is logged"]
+    if seconds < LONG_SECONDS:
+        return ["heliproxy: no LLM calls logged"]
     reason = "see the warning about NO_PROXY above" if any("NO_PROXY" in w for w in warnings) else bypass_hint(program)
-    return [f"heliproxy: nothing reached the proxy; if the program called an LLM, {reason}"]
+    return [f"heliproxy: no LLM calls logged; if the program made any, {reason}"]
 
 
 def trust_hint(program: str) -> str:
