@@ -84,6 +84,7 @@ def examine(home: Path, port: int, api_port: int, environ: Mapping[str, str], no
     yield from authority(home, now)
     yield from bundles(home)
     yield from ports(port, api_port)
+    yield from token_asked(port, environ)
     yield from database(home)
     yield from set_aside(home)
     yield disk_space(home)
@@ -271,6 +272,36 @@ def ports(port: int, api_port: int) -> Iterator[Finding]:
             yield losses(facts)
 
 
+def token_asked(port: int, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether this shell has the token that a running proxy asks for, and sends it."""
+    from heliproxy import attach
+    from heliproxy.environment import original_env
+
+    if not is_listening(port) or health(port) is None or not attach.asks_for_token(port):
+        return
+    missing = attach.lacks_token(port, environ.get(attach.TOKEN))
+    if missing is not None:
+        problem, _, cure = missing.rpartition(": ")
+        yield Finding("token", "failure", problem, cure)
+        return
+    session = environ.get("HTTPS_PROXY", "")
+    ours = session.endswith(f":{port}") and original_env(environ).get("HTTPS_PROXY") != session
+    if ours and attach.lacks_token(port, _password(session)) is not None:
+        cure = 'eval "$(heliproxy env)" again, with HELIPROXY_TOKEN set'
+        yield Finding("token", "failure", "HTTPS_PROXY of this shell lacks the token that the proxy asks for", cure)
+        return
+    yield Finding("token", "ok", f"the proxy on {port} asks for it, and {attach.TOKEN} is it")
+
+
+def _password(url: str) -> str | None:
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        return unquote(urlsplit(url).password or "") or None
+    except ValueError:
+        return None
+
+
 def losses(facts: Mapping[str, Any]) -> Finding:
     """What a running proxy counted as lost since it started."""
     lost = [f"{facts[k]:,} {k.replace('_', ' ')}" for k in LOSSES if facts.get(k)]
@@ -337,7 +368,10 @@ def proxy_settings(environ: Mapping[str, str], port: int) -> Iterator[Finding]:
     session = environ.get("HTTPS_PROXY", "") if before.get("HTTPS_PROXY") != environ.get("HTTPS_PROXY") else ""
     if session.endswith(f":{port}") and not is_listening(port):
         cure = 'heliproxy serve, or eval "$(heliproxy env --unset)"'
-        yield Finding("session", "failure", f"this shell sends its traffic to {session}, where nothing listens", cure)
+        shown = session.rpartition("@")[2].removeprefix("http://")  # without a token
+        yield Finding(
+            "session", "failure", f"this shell sends its traffic to http://{shown}, where nothing listens", cure
+        )
 
 
 def company_proxy(environ: Mapping[str, str], port: int) -> Iterator[Finding]:

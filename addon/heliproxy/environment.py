@@ -97,20 +97,22 @@ def child_env(
     java: bool = False,
     hosts: Iterable[str] = (),
     attached: bool = False,
+    token: str | None = None,
 ) -> ChildEnvironment:
     """Work out the variables that send a program with this environment through the proxy on `port`.
 
     `attached`: the proxy serves other programs too, so each connection tells it the run id, as a proxy password.
+    `token` is what the proxy asks of everybody, if it does.
     `hosts` are the domains we want to see; an exception for one of them in NO_PROXY is warned about, not removed.
     Applying the changes twice gives the same as once.
 
     Raises:
         OSError: a trust file cannot be written.
     """
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{f'heliproxy:{quote(token, safe="")}@' if token else ''}127.0.0.1:{port}"
     if attached and run_id:
         # A proxy that others can reach asks for its token.
-        token = environ.get("HELIPROXY_TOKEN")
+        token = token or environ.get("HELIPROXY_TOKEN")
         url = f"http://{RUN_USER}:{run_id}{'%3A' + quote(token, safe='') if token else ''}@127.0.0.1:{port}"
     changes = dict.fromkeys(PROXY_VARIABLES, url)
     exceptions, warnings = no_proxy(environ, hosts)
@@ -316,14 +318,26 @@ def env_command(port: int, shell: str | None, unset: bool, java: bool, home: Pat
 
     try:
         ensure_ca(home, CA_HOSTS)
-        found = child_env(original_env(os.environ), port, home_trust(home), java=java, hosts=CA_HOSTS)
+        token, warning = _token_for(port)
+        found = child_env(original_env(os.environ), port, home_trust(home), java=java, hosts=CA_HOSTS, token=token)
     except OSError as e:
         raise click.ClickException(str(e)) from e
-    for warning in found.warnings:
-        click.echo(f"heliproxy: {warning}", err=True)
-    if not _is_listening(port):
-        click.echo(f"heliproxy: nothing listens on port {port} yet: start `heliproxy serve`", err=True)
+    for text in (*found.warnings, *warning):
+        click.echo(f"heliproxy: {text}", err=True)
     click.echo(render(session_changes(os.environ, found.changes), kind), nl=False)
+
+
+def _token_for(port: int) -> tuple[str | None, tuple[str, ...]]:
+    """The token that the proxy on this port asks for, if it does and we have it; and what to warn about."""
+    if not _is_listening(port):
+        return None, (f"nothing listens on port {port} yet: start `heliproxy serve`",)
+    from heliproxy import attach
+
+    token = os.environ.get(attach.TOKEN)
+    missing = attach.lacks_token(port, token)
+    if missing is not None:
+        return None, (f"{missing}, and run this again",)
+    return (token if token and attach.asks_for_token(port) else None), ()
 
 
 def _is_listening(port: int) -> bool:

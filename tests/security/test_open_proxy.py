@@ -275,3 +275,48 @@ def test_allowed_targets(value: str, found: str | None) -> None:
             parse_allowed_target(value)
     else:
         assert parse_allowed_target(value) == found
+
+
+def shell(exposed: Served, *arguments: str, token: str | None = TOKEN, **env: str) -> subprocess.CompletedProcess[str]:
+    given = {"HELIPROXY_TOKEN": token} if token is not None else {}
+    return heliproxy(exposed.home, *arguments, "--port", str(exposed.port), **given, **env)
+
+
+def test_env_puts_the_token_into_the_proxy_variables(exposed: Served) -> None:
+    shown = shell(exposed, "env", "--shell", "sh", "--home", str(exposed.home))
+    assert f"export HTTPS_PROXY='http://heliproxy:{TOKEN}@127.0.0.1:{exposed.port}'" in shown.stdout
+    assert shown.stderr == ""
+
+
+@pytest.mark.parametrize(("token", "words"), [(None, "set HELIPROXY_TOKEN here"), ("other", "is another here")])
+def test_a_missing_or_wrong_token_is_said(exposed: Served, token: str | None, words: str) -> None:
+    home = ("--home", str(exposed.home))
+    shown = shell(exposed, "env", "--shell", "sh", *home, token=token)
+    assert f"export HTTPS_PROXY='http://127.0.0.1:{exposed.port}'" in shown.stdout
+    assert words in shown.stderr
+    command = ("run", *home, "--attach", "--port", str(exposed.port), "--", "true")
+    shown = heliproxy(exposed.home, *command, **({"HELIPROXY_TOKEN": token} if token else {}))
+    assert (shown.returncode, words in shown.stderr, "another home" in shown.stderr) == (1, True, False)
+    shown = shell(exposed, "doctor", "--quick", *home, "--api-port", str(exposed.api_port), token=token)
+    assert (shown.returncode, f"FAIL  token        the heliproxy on port {exposed.port}" in shown.stdout) == (1, True)
+
+
+def test_run_attaches_with_the_token(exposed: Served, up: Upstream) -> None:
+    command = "import httpx; print(httpx.get('https://api.openai.com/v1/models').status_code)"
+    options = ("run", "--home", str(exposed.home), "--attach", "--port", str(exposed.port))
+    shown = heliproxy(exposed.home, *options, "--", sys.executable, "-c", command, HELIPROXY_TOKEN=TOKEN)
+    assert (shown.returncode, shown.stdout) == (0, "200\n"), shown.stderr
+
+
+def test_doctor_checks_the_token_and_that_the_session_sends_it(exposed: Served) -> None:
+    def token_lines(**env: str) -> list[str]:
+        ports = ("--api-port", str(exposed.api_port), "--home", str(exposed.home))
+        shown = shell(exposed, "doctor", "--quick", *ports, **env)
+        return [line for line in shown.stdout.splitlines() if line[6:].startswith("token")]
+
+    assert token_lines() == [f"ok    token        the proxy on {exposed.port} asks for it, and HELIPROXY_TOKEN is it"]
+    saved = {"HELIPROXY_SAVED": '{"HTTPS_PROXY": null}'}
+    with_it = f"http://heliproxy:{TOKEN}@127.0.0.1:{exposed.port}"
+    assert token_lines(HTTPS_PROXY=with_it, **saved)[0].startswith("ok")
+    (line,) = token_lines(HTTPS_PROXY=f"http://127.0.0.1:{exposed.port}", **saved)
+    assert line.startswith("FAIL  token        HTTPS_PROXY of this shell lacks the token")
