@@ -242,7 +242,7 @@ def test_bad_lines_are_left_out(tmp_path: Path) -> None:
     file.write_text("\n".join(text))
     result = CliRunner().invoke(exports_cli.import_command, [str(file), "--home", str(tmp_path / "h")])
     assert result.exit_code == 0
-    assert "1 requests imported, 0 were there already, 5 lines left out" in result.stderr
+    assert "1 request imported, 0 were there already, 5 lines left out" in result.stderr
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from heliproxy import housekeeping
 from heliproxy.bodies import Body
 from heliproxy.cli import main
 from heliproxy.housekeeping import Keeper, Pruned, count_old, keep, open_for_upkeep, prune
+from heliproxy.housekeeping_cli import megabytes
 from heliproxy.retention import Retention, parse_days, parse_retention, parse_size
 from heliproxy.store import Record, Writer, open_reader
 from heliproxy.times import stored_time
@@ -304,3 +305,10 @@ def test_keeper_ends_with_the_proxy_and_survives_a_missing_file(path: Path) -> N
     keeper.start()
     keeper.stop()
     assert not keeper._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(4096, "0.004 MB"), (1_234_567, "1.235 MB"), (250_000_000, "250.0 MB"), (0, "0.000 MB")]
+)
+def test_small_sizes_have_more_digits(size: int, text: str) -> None:
+    assert megabytes(size) == text

@@ -74,11 +74,13 @@ def test_show_unknown_model_fails(home: Path) -> None:
 
 
 def test_alias_is_listed_used_and_removed(home: Path) -> None:
-    assert invoke("alias", "my-deployment", "gpt-4o", home=home).exit_code == 0
+    made = invoke("alias", "my-deployment", "gpt-4o", home=home)
+    assert (made.exit_code, made.stdout) == (0, "my-deployment is priced as gpt-4o from now on\n")
     assert invoke("alias", home=home).stdout == "my-deployment = gpt-4o\n"
     assert "azure:gpt-4o" in invoke("show", "my-deployment", "--provider", "azure", home=home).stdout
-    assert invoke("alias", "my-deployment", "--remove", home=home).exit_code == 0
+    assert invoke("alias", "my-deployment", "--remove", home=home).stdout == "forgot the alias my-deployment\n"
     assert invoke("alias", home=home).stdout == ""
+    assert "no alias 'my-deployment'" in invoke("alias", "my-deployment", "--remove", home=home).output
 
 
 def test_alias_of_an_unknown_model_is_noted(home: Path) -> None:
@@ -285,3 +287,10 @@ def test_check_reports_what_needs_attention(home: Path) -> None:
     assert result.exit_code == 1
     assert "openai:mystery-1  2 requests" in result.output
     assert "ignored: prices.toml, line 1: 'inptu' is not a price" in result.output
+
+
+@pytest.mark.parametrize("args", [("recost", "--since", "foo"), ("show", "gpt-4o", "--at", "foo")])
+def test_time_that_is_none_is_a_usage_error_of_its_option(home: Path, args: tuple[str, ...]) -> None:
+    result = invoke(*args, home=home)
+    assert result.exit_code == 2
+    assert args[-2] in result.output

@@ -11,6 +11,7 @@ import pytest
 
 from heliproxy import report
 from heliproxy.report import Column, Table, render
+from heliproxy.rounding import decimal_text
 
 COLUMNS = (
     Column("model", "model"),
@@ -145,7 +146,7 @@ def test_dollars(usd: float | None, shown: str) -> None:
     ("usd", "text"), [(0.0, "0"), (1e-9, "0.000000001"), (0.1 + 0.2, "0.3"), (1234.5, "1234.5"), (-1e-12, "0")]
 )
 def test_decimal_text(usd: float, text: str) -> None:
-    assert report.decimal_text(usd) == text
+    assert decimal_text(usd) == text
 
 
 def test_wide_characters_keep_columns_straight() -> None:

@@ -16,6 +16,7 @@ import click
 from heliproxy import times
 from heliproxy.home import DATABASE_NAME, default_home, make_private_file
 from heliproxy.migrations import SchemaError
+from heliproxy.report import request_word
 from heliproxy.store import COLUMNS, Store, open_reader
 
 if TYPE_CHECKING:
@@ -175,14 +176,14 @@ def write_file(
                 )
                 if keeps_state:
                     save_progress(state, progress)
-            say.verbose(f"{progress.written:,} requests")
+            say.verbose(f"{request_word(progress.written)}")
             if limit is not None and progress.written >= limit:
                 break
         out.end()
     if keeps_state:
         state.unlink(missing_ok=True)
     place = "stdout" if target == "-" else target
-    say.normal(f"{progress.written:,} requests written to {place}")
+    say.normal(f"{request_word(progress.written)} written to {place}")
 
 
 def resumable(saved: Progress | None, asked: Progress, say: Speaker) -> Progress:
@@ -193,7 +194,7 @@ def resumable(saved: Progress | None, asked: Progress, say: Speaker) -> Progress
     if saved.form != asked.form or saved.form == "json" or not Path(saved.output).is_file():
         say.normal(f"the interrupted export ({saved.form}, {saved.output}) is another one; starting anew")
         return asked
-    say.normal(f"going on after {saved.written:,} requests")
+    say.normal(f"going on after {request_word(saved.written)}")
     return saved
 
 
@@ -244,10 +245,10 @@ def send_spans(
         part = ids if limit is None else ids[: limit - sent]
         send_part(conn, exporter, part, bodies, max_retries, endpoint)
         sent += len(part)
-        say.verbose(f"{sent:,} requests")
+        say.verbose(f"{request_word(sent)}")
         if limit is not None and sent >= limit:
             break
-    say.normal(f"{sent:,} requests sent to {endpoint}")
+    say.normal(f"{request_word(sent)} sent to {endpoint}")
     try:
         while follower is not None:
             rows = follower.poll()
@@ -325,6 +326,6 @@ def import_command(file: TextIO, home: Path | None) -> None:
         raise click.ClickException(f"cannot write {path}: {e}") from e
     finally:
         writer.close()
-    click.echo(f"{new:,} requests imported, {old:,} were there already, {bad:,} lines left out", err=True)
+    click.echo(f"{request_word(new)} imported, {old:,} were there already, {bad:,} lines left out", err=True)
     if bad and not new and not old:
         raise click.ClickException(f"{file.name} holds no exported requests")

@@ -16,6 +16,7 @@ import click
 
 from heliproxy.home import DATABASE_NAME
 from heliproxy.options import home_option
+from heliproxy.report import request_word
 
 if TYPE_CHECKING:
     from heliproxy.housekeeping import Pruned
@@ -96,7 +97,8 @@ def prune_command(older_than: str, bodies_only: bool, dry_run: bool, as_json: bo
 
 def sentence(found: Pruned, dry_run: bool) -> str:
     verb = "would remove" if dry_run else "removed"
-    return f"{verb} {found.rows:,} requests and {found.bodies:,} bodies ({found.bytes / MB:,.1f} MB)"
+    bodies = f"{found.bodies:,} bod{'y' if found.bodies == 1 else 'ies'}"
+    return f"{verb} {request_word(found.rows)} and {bodies} ({megabytes(found.bytes)})"
 
 
 @click.command("backup")
@@ -146,4 +148,9 @@ def vacuum_command(full: bool, as_json: bool, home: Path) -> None:
     if as_json:
         click.echo(json.dumps({"bytes_before": before, "bytes_after": after}))
     else:
-        click.echo(f"{path}: {before / MB:,.1f} MB before, {after / MB:,.1f} MB now")
+        click.echo(f"{path}: {megabytes(before)} before, {megabytes(after)} now")
+
+
+def megabytes(size: int) -> str:
+    """Bytes as MB; small sizes with the digits that tell two apart."""
+    return f"{size / MB:,.1f} MB" if size >= 100 * MB else f"{size / MB:,.3f} MB"

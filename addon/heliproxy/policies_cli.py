@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from heliproxy.home import DATABASE_NAME, default_home
-from heliproxy.policies.budget import ACTIONS, PERIODS, BudgetState, make_budget
+from heliproxy.policies.budget import ACTIONS, PERIODS, BudgetState, make_budget, parse_scope
+from heliproxy.rounding import amount_text, decimal_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,9 @@ def cache_stats(home: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(stats))
         return
-    click.echo(f"{stats['entries']} answers to {stats['keys']} requests, {stats['bytes'] / 1e6:.1f} MB", nl=False)
+    answers = f"{stats['entries']} answer{'' if stats['entries'] == 1 else 's'}"
+    requests = f"{stats['keys']} request{'' if stats['keys'] == 1 else 's'}"
+    click.echo(f"{answers} to {requests}, {stats['bytes'] / 1e6:.1f} MB", nl=False)
     click.echo(f" of at most {stats['max_bytes'] / 1e6:.0f} MB; {stats['expired']} more have expired")
     if stats["oldest"] is not None:
         click.echo(f"oldest {_moment(stats['oldest'])}, newest {_moment(stats['newest'])}")
@@ -112,10 +115,17 @@ def _now() -> datetime:
     return local_now()
 
 
+def _scope(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        return parse_scope(value) if value is not None else None
+    except ValueError as e:
+        raise click.BadParameter(str(e), ctx, param) from e
+
+
 @budget.command("set")
 @click.argument("amount", type=float)
 @click.option("--per", type=click.Choice(PERIODS), required=True, help="Period the amount is for.")
-@click.option("--by", help="Give each user, model, session or property:NAME this amount of its own.")
+@click.option("--by", callback=_scope, help="Give each user, model, session or property:NAME this amount of its own.")
 @click.option(
     "--action", type=click.Choice(ACTIONS), default="warn", show_default=True, help="What happens when it is used up."
 )
@@ -128,7 +138,7 @@ def budget_set(amount: float, per: str, by: str | None, action: str, home: Path 
     try:
         made = make_budget(amount, per, by, action)
     except ValueError as e:
-        raise click.ClickException(str(e)) from e
+        raise click.BadParameter(str(e), param_hint="AMOUNT") from e
     with _budgets(home) as store:
         store.set(made, _now())
     click.echo(f"budget '{made.name}': {made.description}, then {made.action}")
@@ -189,6 +199,7 @@ def _print(states: list[BudgetState], as_json: bool, nothing: str = "no budgets"
     for state in states:
         kind = state.budget
         whom = f" {state.value}" if state.value else ""
-        amount = f"{kind.amount_usd:.2f}" if kind.amount_usd * 100 % 1 == 0 else f"{kind.amount_usd:g}"
+        cents = f"{kind.amount_usd:.2f}"
+        amount = cents if kind.amount_usd and float(cents) == kind.amount_usd else decimal_text(kind.amount_usd)
         mark = f"  USED UP ({kind.action})" if state.over else ""
-        click.echo(f"{kind.name}{whom}: {state.spent_usd:.4f} of {amount} USD{mark}")
+        click.echo(f"{kind.name}{whom}: {amount_text(state.spent_usd)} of {amount} USD{mark}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from heliproxy.home import DATABASE_NAME, default_home
+from heliproxy.report import request_word
 
 if TYPE_CHECKING:
     from heliproxy.pricing import Prices
@@ -61,7 +62,7 @@ def show_command(model: str, provider: str | None, at: str | None, as_json: bool
     heliproxy prices show gpt-4o-mini
     heliproxy prices show us.anthropic.claude-sonnet-4-5-20250929-v1:0 --provider bedrock
     """
-    when = _time(at) if at else datetime.now(UTC)
+    when = _time(at, "--at") if at else datetime.now(UTC)
     table = _prices(home or default_home())
     _warn(table)
     quotes = table.quotes(provider, model, when)
@@ -106,7 +107,7 @@ def check_command(home: Path | None) -> None:
         click.echo("without a price:")
         width = max(len(f"{provider}:{model}") for provider, model, _ in missing)
         for provider, model, count in missing:
-            click.echo(f"  {f'{provider}:{model}':<{width}}  {count} requests")
+            click.echo(f"  {f'{provider}:{model}':<{width}}  {request_word(count)}")
         click.echo("Give them a price in prices.toml or an alias (`heliproxy prices alias`), then `heliproxy recost`.")
     if stale or missing or table.problems:
         raise SystemExit(1)
@@ -215,10 +216,13 @@ def alias_command(name: str | None, model: str | None, remove: bool, home: Path 
         return
     if (model is None) != remove:
         raise click.UsageError("give NAME and MODEL, or NAME and --remove")
+    if remove and name.strip().lower() not in table.overrides.aliases:
+        raise click.ClickException(f"there is no alias {name!r}; `heliproxy prices alias` lists them")
     try:
         write_alias(folder, name, model)
     except (OSError, ValueError) as e:
         raise click.ClickException(str(e)) from e
+    click.echo(f"{name} is priced as {model} from now on" if model is not None else f"forgot the alias {name}")
     if model is not None and not any(
         _prices(folder).quotes(provider, name, datetime.now(UTC)) for provider in (None, "azure", "bedrock", "openai")
     ):
@@ -240,16 +244,17 @@ def recost(database: Path | None, since: str | None, dry_run: bool, home: Path |
     """
     from heliproxy.recost import recost_rows
 
+    begin = _stored(since)
     folder = home or default_home()
     table = _prices(folder)
     _warn(table)
     path = database or folder / DATABASE_NAME
     try:
-        totals = recost_rows(path, table, since=_stored(since), dry_run=dry_run)
+        totals = recost_rows(path, table, since=begin, dry_run=dry_run)
     except (OSError, sqlite3.Error) as e:
         raise click.ClickException(f"{path.name}: {e}") from e
     click.echo(
-        f"{totals.rows} requests looked at, {totals.changed} {'would change' if dry_run else 'changed'} "
+        f"{request_word(totals.rows)} looked at, {totals.changed} {'would change' if dry_run else 'changed'} "
         f"({totals.newly_priced} had no price before), {totals.unpriced} still without a price"
     )
     click.echo(f"${totals.before_usd:.6f} -> ${totals.after_usd:.6f}")
@@ -260,16 +265,16 @@ def _warn(table: Prices) -> None:
         click.echo(f"ignored: {problem}", err=True)
 
 
-def _time(text: str) -> datetime:
+def _time(text: str, option: str) -> datetime:
     from heliproxy.times import SystemZone, parse_span
 
     try:
         return parse_span(text, datetime.now(UTC), SystemZone())[0]
     except ValueError as e:
-        raise click.ClickException(str(e)) from e
+        raise click.BadParameter(str(e), param_hint=option) from e
 
 
 def _stored(text: str | None) -> str:
     from heliproxy.times import stored_time
 
-    return stored_time(_time(text)) if text else ""
+    return stored_time(_time(text, "--since")) if text else ""

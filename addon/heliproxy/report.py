@@ -15,7 +15,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from heliproxy.rounding import without_noise
+from heliproxy.rounding import amount_text, decimal_text, without_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -89,12 +89,6 @@ def rounded(value: float, digits: int) -> float | int | None:
     return int(short) if short == int(short) and abs(short) < 2**53 else short
 
 
-def decimal_text(usd: float) -> str:
-    """Dollars in full, never in exponent form: "0.000135". To 1e-10, far below the price of one token."""
-    text = f"{usd:.10f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
-
-
 def json_row(columns: Sequence[Column], row: Mapping[str, Any]) -> dict[str, Any]:
     return {c.key: json_value(c.kind, row.get(c.key)) for c in columns}
 
@@ -146,10 +140,7 @@ def dollars(usd: float | None) -> str:
     """Four decimals, and for small amounts enough to show two digits; unknown is a dash, never $0."""
     if usd is None:
         return "–"
-    if usd and abs(usd) < 0.01:
-        digits = next((d for d in range(4, 10) if round(abs(usd), d) >= 9.5 / 10**d), 10)
-        return f"${usd:.{digits}f}"
-    return f"${usd:,.4f}" if abs(usd) < 100 else f"${usd:,.2f}"
+    return f"${amount_text(usd)}" if abs(usd) < 100 else f"${usd:,.2f}"
 
 
 def duration(ms: float | None) -> str:

@@ -14,6 +14,7 @@ import click
 from heliproxy import queries, report
 from heliproxy.report_options import common_options, open_database, use_color
 from heliproxy.report_rows import local_time, parsed, program_columns, program_row, shown
+from heliproxy.rounding import decimal_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,13 +163,13 @@ def fact_lines(pairs: Sequence[tuple[str, Any]]) -> list[str]:
 
 
 def cost_facts(row: Row) -> list[tuple[str, Any]]:
-    cost = "unknown" if row["cost_usd"] is None else f"${report.decimal_text(row['cost_usd'])}"
+    cost = "unknown" if row["cost_usd"] is None else f"${decimal_text(row['cost_usd'])}"
     pairs: list[tuple[str, Any]] = [("cost", cost)]
     if row["fees_usd"]:
-        pairs.append(("tool fees", f"${report.decimal_text(row['fees_usd'])} on top"))
+        pairs.append(("tool fees", f"${decimal_text(row['fees_usd'])} on top"))
     pairs += facts(row, (("from", "cost_source"), ("price", "price_id"), ("prices of", "price_version")))
     if row["saved_usd"]:
-        pairs.append(("saved", f"${report.decimal_text(row['saved_usd'])}"))
+        pairs.append(("saved", f"${decimal_text(row['saved_usd'])}"))
     if row["lower_bound"]:
         pairs.append(("note", "at least this much: part of the usage was not visible"))
     return pairs

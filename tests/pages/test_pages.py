@@ -22,8 +22,8 @@ from heliproxy.api.pages import page_routes
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import audio_source, duration, image_source, money, share, tokens
 from heliproxy.home import DATABASE_NAME
-from heliproxy.report import decimal_text
 from heliproxy.reports_cli import costs
+from heliproxy.rounding import decimal_text
 from heliproxy.store import Record, Store
 
 NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from heliproxy.policies.answers import Answer, json_answer, one_line
+from heliproxy.rounding import amount_text, decimal_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ class Budget:
     def description(self) -> str:
         """`20 USD per day by user`."""
         by = f" by {self.by}" if self.by else ""
-        return f"{self.amount_usd:g} USD per {self.per}{by}"
+        return f"{decimal_text(self.amount_usd)} USD per {self.per}{by}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +97,16 @@ def make_budget(amount: float, per: str, by: str | None = None, action: str = "w
         raise ValueError(f"period {per!r}: expected {', '.join(PERIODS)}")
     if action not in ACTIONS:
         raise ValueError(f"action {action!r}: expected {' or '.join(ACTIONS)}")
-    if by is not None:
-        name = by[len("property:") :].strip() if by.lower().startswith("property:") else ""
-        by = f"property:{name.lower()}" if name else by.lower()
-        if not name and by not in SCOPES:
-            raise ValueError(f"scope {by!r}: expected {', '.join(SCOPES)} or property:NAME")
-    return Budget(amount, per, by, action)
+    return Budget(amount, per, parse_scope(by) if by is not None else None, action)
+
+
+def parse_scope(by: str) -> str:
+    """Whom a budget is for, as `Budget.by` has it. Raises ValueError naming the value and what is expected."""
+    name = by[len("property:") :].strip() if by.lower().startswith("property:") else ""
+    by = f"property:{name.lower()}" if name else by.lower()
+    if not name and by not in SCOPES:
+        raise ValueError(f"scope {by!r}: expected {', '.join(SCOPES)} or property:NAME")
+    return by
 
 
 def period_start(per: str, now: datetime) -> datetime:
@@ -126,7 +131,7 @@ def strictest(states: list[BudgetState]) -> BudgetState | None:
 def warning(state: BudgetState) -> str:
     """The sentence for the log, the row and `Heliproxy-Warning`."""
     whom = f" ({one_line(state.value)[:80]})" if state.value else ""
-    return f"budget of {state.budget.description}{whom} is used up: {state.spent_usd:.4f} USD spent"
+    return f"budget of {state.budget.description}{whom} is used up: {amount_text(state.spent_usd)} USD spent"
 
 
 def unknown_answer(error: SpendingUnknownError) -> Answer:

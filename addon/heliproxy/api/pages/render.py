@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse
 
 from heliproxy import __version__
 from heliproxy.conversation import visible
-from heliproxy.report import decimal_text
+from heliproxy.rounding import decimal_text
 from heliproxy.statuses import CANCELLED, LOST, failure_mark, is_failed, open_word
 
 FOLDER = Path(__file__).parent
