@@ -35,6 +35,7 @@ from heliproxy import (
     targets,
     trailers,
 )
+from heliproxy.complaints import Complaints
 from heliproxy.directives import Directives, provider_authorization
 from heliproxy.door import Door
 from heliproxy.environment import run_of
@@ -97,6 +98,7 @@ class Heliproxy:
         self._allowed: frozenset[str] = frozenset()
         self.door = Door()
         self.fence = Fence(self.door, self._api_port)
+        self.complaints = Complaints()
         self._keep_out: Callable[[http.HTTPFlow], Answer | None] | None = None
         """Says why a client must not use the proxy; None on loopback, where all may."""
         self._is_own_port = self.door.is_own_port
@@ -250,7 +252,10 @@ class Heliproxy:
             reason = entry.foreign_page(request.headers.fields)
         else:
             return None
-        return error_answer(403, reason, "refused") if reason is not None else None
+        if reason is None:
+            return None
+        self.complaints.say(request.host, 403, reason)
+        return error_answer(403, reason, "refused")
 
     def _note_run(self, flow: http.HTTPFlow) -> None:
         run_id = run_of(flow.request.headers.get("proxy-authorization", ""))
@@ -446,6 +451,8 @@ class Heliproxy:
         try:
             if destination.answer is not None:
                 flow.response = flows.response_of(destination.answer)
+                if destination.answer.status >= 500:
+                    self.complaints.say(destination.host, destination.answer.status, destination.answer.sentence)
                 flow.response.headers.setdefault("Helicone-Id", new_request_id(int(time.time() * 1000)))
                 flow.response.headers.setdefault("Helicone-Status", "success")
             elif self.services is not None:

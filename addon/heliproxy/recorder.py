@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from heliproxy import batches
+from heliproxy.complaints import Complaints
 from heliproxy.exchange import Exchange, Outcome
 from heliproxy.record import Pricing, Sink, bare_record, build_record, open_record, utc_text
 from heliproxy.store import Record, Writer
@@ -128,6 +129,7 @@ class Recorder:
         self.writer: Writer | None = None
         self.live: Callable[[], Iterable[Exchange]] = tuple
         """Gives all calls under way; asked on the recorder's thread, so that they cost the event loop nothing."""
+        self._complaints = Complaints(clock)
         self._opened: dict[Exchange, Exchange] = {}
         """Calls whose row was opened, each with its copy of that time."""
         self._presence: Presence | None = None
@@ -423,6 +425,8 @@ class Recorder:
     def _record(self, exchange: Exchange) -> None:
         assert self.writer is not None
         record, outcome = self._build(exchange)
+        if exchange.answered_here:
+            self._complaints.hear(exchange, str(record.row.get("host")), record.row.get("error"))
         if (
             exchange.warm_up
             and outcome.status == 200
