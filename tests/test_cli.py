@@ -108,6 +108,8 @@ def test_options_become_settings(tmp_path):
         (("--upstream", "h=ftp://x"), "ftp://x"),
         (("--default-header", "no colon"), "no colon"),
         (("--default-header", "a: b\nc: d"), "expected 'Name: value'"),
+        (("--default-header", "X-Foo: 1"), "--default-header"),
+        (("--default-header", "X-Foo: 1"), "only Helicone-* headers"),
         (("--port", "70000"), "70000"),
         (("--upstream-ca", "missing.pem"), "missing.pem"),
     ],

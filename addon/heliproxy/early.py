@@ -35,6 +35,10 @@ class StartError(Exception):
     """The proxy cannot start; the message says why and what to do."""
 
 
+class OptionError(StartError):
+    """An option was given a value that cannot be used; the message names both."""
+
+
 def suits(settings: Settings) -> bool:
     """Whether these settings can be judged without mitmproxy, and all the proxy opens is its one port."""
     return os.name == "posix" and not settings.mitm_options and settings.api_port is None
@@ -59,7 +63,7 @@ def check(settings: Settings) -> None:
         default_headers(settings)
         Store(settings.home / DATABASE_NAME).writer().close()
     except ValueError as e:
-        raise StartError(f"--default-header: {e}") from e
+        raise OptionError(f"--default-header: {e}") from e
     except (SchemaError, sqlite3.Error) as e:
         raise StartError(str(e)) from e
 

@@ -231,7 +231,10 @@ async def public_address(host: str, port: int) -> tuple[str | None, tuple[str, i
     addresses = [entry[4][0] for entry in found]
     private = next((a for a in addresses if not ssrf.is_public(str(a))), None)
     if private is not None or not addresses:
-        return f"resolves to {private}, which is not a public address", None
+        return (
+            f"resolves to {private}, which is not a public address; `--allow-target {host}` lets requests name it",
+            None,
+        )
     return None, (str(addresses[0]), port)
 
 

@@ -160,6 +160,15 @@ def keep_door_shut(host: str, mitm_options: tuple[str, ...], shared: bool = True
         raise click.UsageError(f"{where}: mode {mode} cannot ask for a token")
 
 
+def _check_default_header(line: str) -> None:
+    from heliproxy.policies.defaults import parse_header_line
+
+    try:
+        parse_header_line(line)
+    except ValueError as e:
+        raise click.BadParameter(str(e), param_hint="--default-header") from e
+
+
 def _settings(values: dict[str, Any], shared: bool) -> Any:
     """Take the shared options out of `values` and make them one Settings."""
     from heliproxy.settings import Settings, parse_allowed_target, parse_upstreams
@@ -178,6 +187,7 @@ def _settings(values: dict[str, Any], shared: bool) -> Any:
         name, colon, _ = line.partition(":")
         if not colon or not name.strip() or any(c in line for c in "\r\n"):
             raise click.BadParameter(f"{line!r}: expected 'Name: value'", param_hint="--default-header")
+        _check_default_header(line)
     allowed = tuple(name.lower() for name in values.pop("allowed_targets"))
     try:
         for name in allowed:

@@ -208,6 +208,8 @@ def _proxy(settings: Settings, run_id: str, attach: bool) -> Iterator[_Running]:
 
         with ProxyThread(own) as thread:
             yield _Own(thread)
+    except early.OptionError as e:
+        raise click.UsageError(str(e)) from e
     except early.StartError as e:
         raise click.ClickException(str(e)) from e
 

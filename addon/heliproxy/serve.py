@@ -19,8 +19,8 @@ from mitmproxy.proxy import mode_servers, mode_specs
 from heliproxy.addon import Heliproxy
 from heliproxy.certs import prepare
 from heliproxy.dispatch import DirectDispatch
+from heliproxy.early import OptionError, port_error
 from heliproxy.early import StartError as StartError
-from heliproxy.early import port_error
 from heliproxy.lean import Master, core, disable_h2c, next_layer, proxyserver, tlsconfig
 from heliproxy.services import Services, open_services
 from heliproxy.settings import Settings
@@ -95,7 +95,7 @@ class Proxy:
             opts.update(**option_values(self.settings))
             opts.set(*self.settings.mitm_options)
         except (exceptions.OptionsError, ValueError, KeyError) as e:
-            raise StartError(f"--set: {e}") from e
+            raise OptionError(f"--set: {e}") from e
         _tighten(self.settings.home / "ca" / "mitmproxy-dhparam.pem")
         server = self.master.addons.get("proxyserver")
         modes = [mode_specs.ProxyMode.parse(m) for m in opts.mode]

@@ -45,6 +45,7 @@ def serve_command(settings: Any, workers: int) -> None:
             raise click.ClickException(str(e)) from e
         return
 
+    from heliproxy.early import OptionError
     from heliproxy.serve import StartError, quiet_logging, serve
 
     quiet_logging()
@@ -52,6 +53,8 @@ def serve_command(settings: Any, workers: int) -> None:
         settings = task.settle(settings)
     try:
         asyncio.run(serve(settings, _say_ready, task.listener if task is not None else None))
+    except OptionError as e:
+        raise click.UsageError(str(e)) from e
     except StartError as e:
         raise click.ClickException(str(e)) from e
     except OSError as e:

@@ -106,7 +106,7 @@ def test_nothing_or_another_home_to_attach_to_is_an_error(serve, home, tmp_path)
 
 
 def test_options_of_the_proxy_are_refused(home):
-    shown = attach(home, 1, "true", options=("--default-header", "a: b"))
+    shown = attach(home, 1, "true", options=("--default-header", "Helicone-User-Id: b"))
     assert (shown.returncode, "give it to `heliproxy serve`" in shown.stderr) == (2, True)
 
 

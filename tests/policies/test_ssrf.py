@@ -9,7 +9,7 @@ import pytest
 from heliproxy.directives import Directives
 from heliproxy.policies.answers import DirectiveError
 from heliproxy.policies.ssrf import check_host, check_url, is_public
-from heliproxy.policies.target import base_override, gateway_origin, origin
+from heliproxy.policies.target import base_override, gateway_origin, invalid_base, origin
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,27 @@ def test_private_target_is_refused_unless_allowed() -> None:
     with pytest.raises(DirectiveError) as caught:
         gateway_origin(directives)
     assert caught.value.answer.status == 500
-    assert caught.value.answer.text.startswith('Invalid API base "http://127.0.0.1:9000/x"')
+    assert caught.value.answer.text == (
+        'Invalid API base "http://127.0.0.1:9000/x": it points to 127.0.0.1, which is not a public address;'
+        " `--allow-target 127.0.0.1:9000` lets requests name it"
+    )
     assert str(gateway_origin(directives, {"127.0.0.1:9000"})) == "http://127.0.0.1:9000"
+
+
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [
+        ("http://intranet/v1", "`--allow-target intranet:80`"),
+        ("https://LocalHost.:8443", "`--allow-target localhost:8443`"),
+        ("http://user:pass@127.0.0.1/", None),
+        ("ftp://127.0.0.1/", None),
+        ("http://a b/", None),
+    ],
+)
+def test_refusal_names_the_option_that_helps(url: str, option: str | None) -> None:
+    text = invalid_base(url, "is refused").text
+    assert (option or "is refused") in text
+    assert ("--allow-target" in text) == (option is not None)
 
 
 def test_api_base_wins_over_target_url() -> None:

@@ -92,6 +92,17 @@ def _guarded(url: str, found: Origin, allowed_hosts: Collection[str]) -> Origin:
 
 
 def invalid_base(url: str, reason: str = "") -> Answer:
-    """The 500 text for a base that is not approved, with our reason after Helicone's words."""
+    """The 500 text for a base that is not approved, with our reason after Helicone's words, and the cure."""
     words = f'Invalid API base "{one_line(url)[:200]}"'
-    return text_answer(500, f"{words}: it {reason}" if reason else words)
+    return text_answer(500, f"{words}: it {reason}{_cure(url)}" if reason else words)
+
+
+def _cure(url: str) -> str:
+    """Which option lets requests name this target; "" when none does."""
+    found = origin(url)
+    if found is None:
+        return ""
+    for name in (f"{found.host}:{found.port}", found.host):
+        if ssrf.check_url(url, (name,)) is None:
+            return f"; `--allow-target {one_line(name)[:200]}` lets requests name it"
+    return ""
