@@ -240,6 +240,7 @@ def test_attempts_are_a_number_and_their_details_a_list_in_all_json(home: Path) 
         record(ID2, attempts=2, attempts_json=json.dumps(details), cost_usd=0.0),
     )
     listed = json.loads(run(requests, "--oldest", "-j").stdout)["rows"]
+    assert run(tail, "--once", "-f", "json").stdout == run(tail, "--once", "-f", "ndjson").stdout
     followed = [json.loads(line) for line in run(tail, "--once", "-f", "ndjson").stdout.splitlines()]
     shown = [json.loads(run(show, key, "-j").stdout) for key in (ID1, ID2)]
     for rows in (listed, followed, shown):

@@ -238,7 +238,7 @@ def requests(
 @click.option("-n", "--last", type=click.IntRange(0, 10_000), default=10, show_default=True, help="Begin with so many.")
 @click.option("--once", is_flag=True, help="Print what is there and stop.")
 @filter_options
-@common_options("table", "ndjson")
+@common_options("table", "ndjson", "json")
 @click.pass_context
 def tail(
     ctx: click.Context,
@@ -255,7 +255,7 @@ def tail(
     db: Path | None,
     **fields: Any,
 ) -> None:
-    """Follow requests as they are logged, one line each, until Ctrl-C."""
+    """Follow requests as they are logged, one line each, until Ctrl-C. As there is no end, json means ndjson."""
     filters = make_filters(zone, since, until, **fields)
     path = database_path(db, home)
     if once:
@@ -265,7 +265,7 @@ def tail(
     try:
         for rows in follow(path, filters, last, time.sleep, once=once):
             for row in rows:
-                if as_json or form == "ndjson":
+                if as_json or form != "table":
                     click.echo(report.json_line(columns, program_row(row)), nl=False)
                 else:
                     click.echo(tail_line(row, zone, color), color=color or None)

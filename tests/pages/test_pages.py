@@ -132,6 +132,23 @@ def test_nonsense_in_the_url_is_no_error(client: TestClient, query: str) -> None
         assert client.get(f"{path}?{query}").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/requests", "/", "/sessions", "/users", "/cache"])
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("range=xx", "&#39;xx&#39; is no range; expected today, 7d, 30d, all."),
+        ("status=never", "&#39;never&#39;"),
+        ("since=soon", "&#39;soon&#39; is not a time"),
+        ("property=novalue", "expected NAME=VALUE"),
+        ("range=%3Cb%3E", "&lt;b&gt;"),
+    ],
+)
+def test_what_is_not_understood_is_said(client: TestClient, path: str, query: str, said: str) -> None:
+    notices = re.findall(r'<div class="notice bad" role="alert">(.*?)</div>', client.get(f"{path}?{query}").text)
+    assert len(notices) == 1
+    assert said in notices[0]
+
+
 def test_paging_visits_every_request_once(client: TestClient, conn: Any) -> None:
     seen: list[str] = []
     url = "/requests"
@@ -180,7 +197,7 @@ def test_overview_equals_heliproxy_costs_to_the_last_digit(client: TestClient, l
     page = client.get("/?since=2026-11-12&until=2026-11-17").text
     shown = dict(re.findall(r'id="total-(\w+)"><data value="([^"]*)"', page))
     total = told["total"]
-    assert shown["cost"] == total["cost_usd"] > "0"
+    assert shown["cost"] == decimal_text(total["cost_usd"]) > "0"
     assert shown["requests"] == str(total["requests"])
     assert shown["input"] == str(total["input_tokens"])
     assert shown["output"] == str(total["output_tokens"])

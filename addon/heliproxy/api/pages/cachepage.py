@@ -26,7 +26,8 @@ def cache(pages: Pages, request: Request) -> Response:
     params = request.query_params
     now = pages.now()
     window = read_window(params, now, pages.zone)
-    filters = window.filters(read_filters(params)[0])
+    found_filters, problems = read_filters(params)
+    filters = window.filters(found_filters)
     with pages.connection() as conn:
         key = ("cache", window.key, chosen(filters))
         found = pages.kept.get(key, lambda: compute(conn, window, filters, now, pages))
@@ -34,6 +35,7 @@ def cache(pages: Pages, request: Request) -> Response:
         request,
         "cache.html",
         window=window,
+        problems=problems,
         params=kept_params(params),
         stats=stats(pages),
         zone=pages.zone,

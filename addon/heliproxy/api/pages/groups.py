@@ -25,7 +25,8 @@ def users(pages: Pages, request: Request) -> Response:
     params = request.query_params
     now = pages.now()
     window = read_window(params, now, pages.zone)
-    filters = window.filters(read_filters(params)[0])
+    found_filters, problems = read_filters(params)
+    filters = window.filters(found_filters)
     with pages.connection() as conn:
         sort = _sort(params.get("sort"))
         costs, plots = grouped(pages, conn, window, filters, "user", sort, now)
@@ -41,6 +42,7 @@ def users(pages: Pages, request: Request) -> Response:
         key=None,
         keys=[],
         window=window,
+        problems=problems,
         params=kept_params(params),
         rows=rows,
         total=costs.total,
@@ -57,7 +59,8 @@ def properties(pages: Pages, request: Request) -> Response:
     params = request.query_params
     now = pages.now()
     window = read_window(params, now, pages.zone)
-    filters = window.filters(read_filters(params)[0])
+    found_filters, problems = read_filters(params)
+    filters = window.filters(found_filters)
     with pages.connection() as conn:
         keys = queries_pages.property_keys(conn, filters)
         key = params.get("key", "")[:64] or (keys[0][0] if keys else "")
@@ -75,6 +78,7 @@ def properties(pages: Pages, request: Request) -> Response:
         key=key,
         keys=keys,
         window=window,
+        problems=problems,
         params=kept_params(params) | ({"key": key} if key else {}),
         rows=[row | {"seen": None} for row in values(f"property:{key}", costs, window)],
         total=costs.total,

@@ -56,7 +56,7 @@ def overview(pages: Pages, request: Request) -> Response:
         params=kept_params(params),
         by=by,
         groupings=groupings,
-        notices=[*filter(None, [window.problem]), *problems],
+        problems=problems,
         budgets=budget_rows(pages)[:TOP],
         health=pages.health(),
         live="overview",

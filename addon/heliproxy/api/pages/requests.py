@@ -64,7 +64,8 @@ def requests(pages: Pages, request: Request) -> Response:
         known_properties=known,
         models=models,
         users=users,
-        chips=chips(kept, [*problems, *filter(None, [window.problem])]),
+        chips=chips(kept),
+        problems=problems,
         rows=found.rows,
         older=place_text(found.next),
         searched_to=found.searched_to,
@@ -73,9 +74,9 @@ def requests(pages: Pages, request: Request) -> Response:
     )
 
 
-def chips(kept: dict[str, Any], problems: list[str]) -> list[tuple[str, str]]:
+def chips(kept: dict[str, Any]) -> list[tuple[str, str]]:
     """Each filter as a title and the URL without it."""
-    found = [(problem, link("/requests", kept, before=None)) for problem in problems]
+    found: list[tuple[str, str]] = []
     for name in (*ONE, "q"):
         values = as_list(kept.get(name))
         for value in values:

@@ -26,7 +26,7 @@ LANES = 400
 def sessions(pages: Pages, request: Request) -> Response:
     params = request.query_params
     window = read_window(params, pages.now(), pages.zone)
-    filters, _ = read_filters(params)
+    filters, problems = read_filters(params)
     text = params.get("q", "").strip()[:200]
     start = int(params["offset"]) if params.get("offset", "").isascii() and params.get("offset", "").isdigit() else 0
     with pages.connection() as conn:
@@ -38,6 +38,7 @@ def sessions(pages: Pages, request: Request) -> Response:
         request,
         "sessions.html",
         window=window,
+        problems=problems,
         params=kept,
         q=text,
         rows=rows[:SHOWN],

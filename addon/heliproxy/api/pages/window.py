@@ -67,7 +67,10 @@ def read_window(params: QueryParams, now: datetime, zone: tzinfo, default: str =
         except ValueError as e:
             return replace(_named(default, now, zone), problem=str(e))
     name = params.get("range", "")
-    return _named(name if name in RANGES else default, now, zone)
+    if name and name not in RANGES:
+        problem = f"{name[:60]!r} is no range; expected {', '.join(RANGES)}. Shown is {RANGES[default]}"
+        return replace(_named(default, now, zone), problem=problem)
+    return _named(name or default, now, zone)
 
 
 def _custom(since_text: str, until_text: str, now: datetime, zone: tzinfo) -> Window:
