@@ -84,6 +84,20 @@ def test_line_adds_up_what_is_known_and_keeps_unknown_apart(mixed: sqlite3.Conne
     assert (report.total.p50_ms, report.groups) == (30.0, 2)
 
 
+@pytest.mark.parametrize("tokens", [None, 5])
+def test_lost_call_is_neither_an_error_nor_unpriced(path: Path, tokens: int | None) -> None:
+    lost = record("a", status=None, incomplete=1, error_type="lost", error="ended", input_tokens=tokens, session_id="s")
+    put(path, lost)
+    with closing(open_reader(path)) as conn:
+        for by in (["model"], ["status"], []):
+            total = costs(conn, by).total
+            assert (total.requests, total.errors, total.unpriced) == (1, 0, 0)
+        (session,) = queries.session_list(conn, Filters())
+        assert (session["errors"], session["unpriced"] or 0) == (0, 0)
+        for form in ("error", "ok"):
+            assert queries.request_list(conn, Filters(statuses=(form,))).rows == []
+
+
 def test_empty_database_has_an_empty_total(path: Path) -> None:
     put(path)
     with closing(open_reader(path)) as conn:

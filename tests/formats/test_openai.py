@@ -287,6 +287,7 @@ def test_an_error_where_a_stream_was_due_is_read() -> None:
         ({"error_type": "TOO_MANY_TOKENS", "message": "m"}, "TOO_MANY_TOKENS", "m"),
         ({"errors": ["m"]}, None, "m"),
         ({"error": {"type": "t"}}, "t", "t"),
+        ({"helicone-message": "m", "support": "s", "helicone-error": "{}"}, None, "m"),
         (b"<html>Bad Gateway</html>", None, "<html>Bad Gateway</html>"),
         (b"", None, None),
         (b"null", None, None),

@@ -169,6 +169,7 @@ def test_helicone_key_in_two_places_is_a_500(rig: Rig) -> None:
     assert response.headers["helicone-error"] == "true"
     assert response.headers["content-type"] == "application/json;charset=UTF-8"
     assert "Cannot have both" in response.json()["helicone-message"]
+    assert rig.row(response)["error"] == response.json()["helicone-message"]
 
 
 @pytest.mark.parametrize("auth", [None, KEY, "Bearer nonsense", "nonsense", "Bearer pk-helicone-x"])

@@ -51,6 +51,12 @@ STATUS_OF_TYPE = {
 """The HTTP status that an error inside a 200 stands for."""
 
 
+_MESSAGE_NAMES = (
+    *("message", "Message", "error_message", "msg", "error_description", "detail", "title", "error"),
+    "helicone-message",  # of a Helicone, or of another heliproxy, behind us
+)
+
+
 def fill_error(reply: Reply, found: Any, default_type: str | None = None) -> None:
     """Write into `reply` the error that the JSON value `found` describes; nothing when it describes none."""
     if isinstance(found, list):
@@ -74,7 +80,7 @@ def fill_error(reply: Reply, found: Any, default_type: str | None = None) -> Non
 
 
 def _message(error: Json) -> str | None:
-    for name in ("message", "Message", "error_message", "msg", "error_description", "detail", "title", "error"):
+    for name in _MESSAGE_NAMES:
         value = error.get(name)
         if isinstance(value, str) and value:
             return clean(value[:MAX_MESSAGE])
