@@ -18,7 +18,7 @@ from heliproxy.addon import Heliproxy
 from heliproxy.directives import parse
 from heliproxy.exchange import Exchange
 from heliproxy.hosts import Route
-from heliproxy.record import Pricing
+from heliproxy.record import Pricing, bare_record, open_record
 from heliproxy.recorder import Recorder
 from heliproxy.sockets import Socket
 from heliproxy.store import Store, open_reader
@@ -202,3 +202,14 @@ def test_thread_goes_on_after_a_failure_of_its_loop(
     recorder.finish(answered("a"))
     assert recorder.flushed()
     assert recorder.alive
+
+
+def test_a_key_repeated_in_the_prompt_is_in_no_row_not_even_of_an_open_or_unreadable_call() -> None:
+    key = "sk-canary-0123456789abcdef"
+    prompt = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"my key is %s"}]}' % key.encode()
+    headers = ((b"authorization", f"Bearer {key}".encode()),)
+    call = exchange("early", request_headers=headers, request_body=prompt, error=f"{key} was refused")
+    opened, _ = open_record(call, b"secret")
+    bare, _ = bare_record(call, "a parser failed", b"secret")
+    assert "my key is" in str(opened.row["preview"])
+    assert key not in f"{opened.row}{bare.row}"

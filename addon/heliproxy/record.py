@@ -220,7 +220,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     else:
         usage = _price(row, exchange, request, reply, pricing)
     row["warning"] = "; ".join(exchange.warnings) or None
-    secrets = carried_secrets((*exchange.request_headers, *(exchange.credential_headers or ())), exchange.path)
+    secrets = _secrets_of(exchange)
     _keep_out(secrets, row)
     body = _bodies(exchange, request, response, request_headers, response_headers, row, secrets)
     outcome = Outcome(
@@ -245,6 +245,7 @@ def open_record(exchange: Exchange, secret: bytes) -> tuple[Record, Exchange]:
     row = _facts(now, ask, headers) | _models(now, ask, Reply()) | _who(now, ask, headers, secret)
     row["incomplete"] = 1
     row["stream"] = int(ask.stream)
+    _keep_out(_secrets_of(now), row)
     return Record(row, {**now.directives.properties, **now.properties}), now
 
 
@@ -270,6 +271,7 @@ def bare_record(exchange: Exchange, reason: str, secret: bytes | None) -> tuple[
         "incomplete": 0,
         "size_response": exchange.size_response,
     }
+    _keep_out(_secrets_of(exchange), row)
     record = Record(row, {**exchange.directives.properties, **exchange.properties})
     return record, Outcome(status=status, complete=False, cost_usd=None, usage=None, row=row)
 
@@ -299,9 +301,13 @@ _NO_ECHO = frozenset(
 """Columns that a made-up key such as `lm-studio` must not take a word out of."""
 
 
+def _secrets_of(exchange: Exchange) -> tuple[str, ...]:
+    return carried_secrets((*exchange.request_headers, *(exchange.credential_headers or ())), exchange.path)
+
+
 def _keep_out(secrets: Sequence[str], row: dict[str, Any]) -> None:
     """Providers and policies may echo a key in what they say about it."""
-    if row["error"]:
+    if row.get("error"):
         row["error"] = redact_text(row["error"])
     for name, value in row.items():
         if type(value) is str and name not in _NO_ECHO:
