@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 from contextlib import closing
@@ -328,7 +329,7 @@ def test_reading_writes_nothing(filled: Path, monkeypatch: pytest.MonkeyPatch) -
     assert filled.read_bytes() == before
 
 
-def test_thread_makes_what_is_missing_and_ends_when_told(path: Path) -> None:
+def test_thread_has_made_what_is_missing_and_ends_when_told(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("DELETE FROM rollup_periods WHERE level = 0 AND start % 2 = 0")
         conn.execute("DELETE FROM rollups")
@@ -341,10 +342,35 @@ def test_thread_makes_what_is_missing_and_ends_when_told(path: Path) -> None:
     filler.close()
 
 
+def test_nothing_is_made_while_nothing_is_written(path: Path) -> None:
+    """The second look starts nothing, which would find the gap."""
+    filler = Filler(path, clock=NOW.timestamp)
+    filler.fill()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DELETE FROM rollup_periods")
+    quiet, written = NOW.timestamp() - 10_000, NOW.timestamp() + 10
+    os.utime(path, (quiet, quiet))
+    filler.fill()
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM rollup_periods").fetchone()[0] == 0
+    os.utime(path, (written, written))
+    filler.fill()
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM rollup_periods").fetchone()[0] > 0
+
+
 def test_missing_file_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(OSError, match=r"heliproxy\.db"):
         Filler(tmp_path / "heliproxy.db").fill()
+    with pytest.raises(sqlite3.OperationalError):
+        fill_all(tmp_path / "heliproxy.db", NOW)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_process_that_asked_is_gone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DELETE FROM rollup_periods")
+    assert fill_all(path, NOW, lambda: False) == 0
 
 
 def test_report_says_when_percentiles_are_approximate(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

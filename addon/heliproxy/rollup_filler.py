@@ -1,5 +1,9 @@
 """Makes the sums that `rollups` reads, one period at a time, the newest first.
 
+    python -m heliproxy.rollup_filler DATABASE NOW
+
+is what `rollup_thread` starts: a process that goes behind all others and ends with its standard input.
+
 The write lock is held only for moments. A period is first *claimed*, then summed up without any lock, and kept if its
 claim is still there: a trigger takes the claim away when anything in the period changes meanwhile, whichever process
 changes it. All that is made here can be lost at any time.
@@ -9,11 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import sqlite3
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +84,36 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=5.0)
 
 
-def fill_all(path: Path, now: datetime) -> int:
-    """Make all sums that are missing, without a rest; returns the number of periods. Raises sqlite3.Error."""
+def fill_all(path: Path, now: datetime, wanted: Callable[[], bool] = lambda: True) -> int:
+    """Make all sums that are missing, as long as they are `wanted`; returns the number of periods made.
+
+    Raises:
+        sqlite3.Error: the file is not there, or cannot be written.
+    """
+    done = 0
     with closing(connect(path)) as conn:
-        return sum(fill(conn, period) for period in missing(conn, now))
+        for period in missing(conn, now):
+            if not wanted():
+                break
+            done += fill(conn, period)
+    return done
+
+
+def main(path: str, now: str) -> None:
+    """Make all that is missing at `now`, seconds of the wall clock, until the process that asked for it is gone."""
+    with contextlib.suppress(AttributeError, OSError):  # Windows has none
+        os.nice(10)
+    ended = threading.Event()
+
+    def watch() -> None:
+        os.read(0, 1)
+        ended.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        fill_all(Path(path), datetime.fromtimestamp(float(now), UTC), lambda: not ended.is_set())
+    except sqlite3.Error as e:
+        sys.exit(f"sums of the past were not made: {e}")
 
 
 # -- what is missing ------------------------------------------------------------------------------------------------
@@ -327,3 +360,7 @@ def records(kind: str, period: Period, groups: Groups, seen: dict[Any, tuple[str
             pack(one.past_latencies, one.latencies),
             pack(one.past_waits, one.waits) if waits else None,
         )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

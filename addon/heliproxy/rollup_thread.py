@@ -1,13 +1,19 @@
-"""The thread that keeps the sums of `rollups` up to date while the proxy runs."""
+"""Keeps the sums of `rollups` up to date while the proxy runs: a thread that has another process make them.
+
+That process goes at a low priority and gives its memory back when it ends: to sum up a busy hour takes seconds and
+megabytes, which would else be the proxy's.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -16,8 +22,8 @@ FIRST_PAUSE = 5.0
 """Seconds after the start before the thread looks for work."""
 PAUSE = 300.0
 """Seconds between two looks."""
-REST = 1.0
-"""After each piece of work the thread rests so many times as long as it took."""
+SETTLED_SECONDS = 7200.0
+"""An hour's sums are made well within this time after the last call that began in it."""
 
 
 class Filler:
@@ -28,13 +34,18 @@ class Filler:
         self._clock = clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heliproxy-rollups", daemon=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._looked = 0.0
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; waits for the piece of work under way."""
+        """End the thread, and what it has under way."""
         self._stop.set()
+        process = self._process
+        if process is not None:
+            process.terminate()
         if self._thread.is_alive():
             self._thread.join(5.0)
 
@@ -44,19 +55,42 @@ class Filler:
             pause = PAUSE
             try:
                 self.fill()
-            except Exception as e:
+            except (OSError, subprocess.SubprocessError) as e:
                 # Reports read the requests instead; the next look may fare better.
                 logger.debug("sums of the past were not made: %s", e)
 
     def fill(self) -> None:
-        """Make what is missing, with rests; ends early once the thread is to end. Raises sqlite3.Error."""
-        # Heavy imports, which the start of the proxy does not wait for.
-        from heliproxy.rollup_filler import connect, fill, missing
+        """Have what is missing made; ends early once the thread is to end.
 
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        with closing(connect(self._path)) as conn:
-            for period in missing(conn, now):
-                began = time.monotonic()
-                fill(conn, period)
-                if self._stop.wait(REST * (time.monotonic() - began)):
-                    return
+        Raises:
+            OSError: the process cannot be started.
+            subprocess.CalledProcessError: it failed.
+        """
+        now = self._clock()
+        if self._written() + SETTLED_SECONDS < self._looked:
+            return  # all that can be summed up was there at the last look
+        # -P: our own modules (secrets.py, ...) must not stand in for the standard library's there.
+        command = [sys.executable, "-P", "-m", "heliproxy.rollup_filler", str(self._path), repr(now)]
+        places = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # its end tells the process that this one is gone
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+        )
+        with self._process as process:
+            if self._stop.is_set():
+                process.terminate()
+            process.wait()
+        self._process = None
+        if process.returncode and not self._stop.is_set():
+            raise subprocess.CalledProcessError(process.returncode, command)
+        self._looked = now
+
+    def _written(self) -> float:
+        """When the database was last written to, in seconds of the wall clock. Raises OSError when it is not there."""
+        times = [self._path.stat().st_mtime]
+        with contextlib.suppress(OSError):
+            times.append(self._path.with_name(f"{self._path.name}-wal").stat().st_mtime)
+        return max(times)
