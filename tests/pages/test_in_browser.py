@@ -108,6 +108,7 @@ def test_line_of_one_value_is_drawn_as_a_point(browser: Any, tmp_path: Path) -> 
             "latency_ms": 9.0,
         }
         proxy.addon.recorder.put(Record(row))
+        proxy.flush()  # the page is made once
         context = browser.new_context(base_url=f"http://127.0.0.1:{proxy.api_port}")
         page = context.new_page()
         page.goto("/?range=7d")
