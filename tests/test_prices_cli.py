@@ -126,6 +126,47 @@ def test_unfit_data_changes_nothing(home: Path, tmp_path: Path, content: str, re
     assert not home.exists()
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_table_stored_by_an_older_version_is_read(home: Path, published: Any, indent: int | None) -> None:
+    home.mkdir()
+    stored = {"version": "genai-prices 0.9", "providers": changed(published)}
+    (home / "prices.json").write_text(json.dumps(stored, indent=indent), encoding="utf-8")
+    assert Prices(home).table.version == "genai-prices 0.9"
+    assert "input $7, output $9" in invoke("show", "gpt-4o", home=home).stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\n]}\n", b"\n"),  # cut short
+        (b'{"id":"openai",', b'{"id":"openai"'),
+        (b'{"id":"openai",', b'{"id":7,"was":"openai",'),
+        (b'"input_mtok":7', b'"input_mtok":-7'),
+        (b'{"equals":"gpt-99"}', b'{"eqauls":"gpt-99"}'),
+        (b'"version":"', b'"version":7,"v":"'),
+    ],
+)
+def test_stored_table_that_was_damaged_is_refused(
+    home: Path, published: Any, caplog: pytest.LogCaptureFixture, old: bytes, new: bytes
+) -> None:
+    home.mkdir()
+    price_update.store_table(home, json.dumps(changed(published)).encode(), "data.json")
+    assert "input $7, output $9" in invoke("show", "gpt-4o", home=home).stdout
+    file = home / "prices.json"
+    assert file.read_bytes().count(old)
+    file.write_bytes(file.read_bytes().replace(old, new))
+    assert "input $2.5, cache_read $1.25, output $10" in invoke("show", "gpt-4o", home=home).stdout
+    assert "the stored price table is not used: " in caplog.text
+
+
+def test_data_that_genai_prices_itself_refuses_changes_nothing(home: Path, tmp_path: Path, published: Any) -> None:
+    raw = json.loads(json.dumps(published))
+    del raw[0]["api_pattern"]  # of no use to us
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    assert "does not validate" in invoke("update", "--from", str(file), home=home).output
+
+
 def test_table_that_lost_most_models_is_refused(home: Path, tmp_path: Path, published: Any) -> None:
     file = tmp_path / "data.json"
     kept = [provider for provider in published if provider["id"] in ("openai", "anthropic", "google")]

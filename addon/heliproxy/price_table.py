@@ -1,22 +1,38 @@
-"""The price table: genai-prices' data, found by provider and model, without its network or its unbounded caches.
+"""The price table: genai-prices' data, found by provider and model.
 
-genai-prices is imported on first use (about 0.4 s and 25 MB, so only in the writer and in commands that need it). Only
-its data and its model matching are used; its updater thread is never started.
+The data lies in the package as a file (`price_data/genai_prices.json`, made by `scripts/price_data.py`), so the proxy
+never imports genai-prices itself, which takes 0.3 s and 25 MiB. Only where a newer genai-prices is installed than the
+one that file was made from, the installed one counts and is imported.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .price_rates import Rates, Tier, compile_rates, scale_rates
+from .price_lines import head_of, provider_line, read_lines
+from .price_match import is_match, with_dashed_date
+from .price_models import Model, Named, Provider, StartDate, Tiered, read_models, read_provider
+from .price_rates import Rates, compile_rates, scale_rates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from genai_prices.types import ModelInfo, ModelPrice, Provider
+    from .price_models import Constraint
+    from .price_rates import Tier
+
+logger = logging.getLogger(__name__)
+
+DATA_FILE = "genai_prices.json"
 
 # genai-prices' price keys for the units of price_rates.py; keys that are missing here are not billed by any model yet.
 _PRICE_KEYS: Mapping[str, str] = {
@@ -58,7 +74,7 @@ class TableModel:
     """One model of the table, with its prices compiled as they are asked for."""
 
     provider_id: str
-    info: ModelInfo
+    info: Model
     own: bool
     """It is the provider's own entry; the request tiers of another provider's entry do not carry over."""
     _compiled: dict[tuple[int, tuple[int, ...], bool], Rates | None] = field(default_factory=dict)
@@ -70,7 +86,7 @@ class TableModel:
 
     def rates(self, at: datetime, context: Mapping[str, str]) -> Rates | None:
         """The prices at one time under one price context (service_tier, speed, processing). None: not known."""
-        period = _period(self.info, at)
+        period = period_at(self.info, at)
         variants = _matching_variants(self.info, at, context) if context and self.own else ()
         batch = context.get("processing") == "batch"
         key = (period, variants, batch)
@@ -79,38 +95,36 @@ class TableModel:
         return self._compiled[key]
 
     def _compile(self, period: int, variants: tuple[int, ...], batch: bool) -> Rates | None:
-        prices = _named_prices(_standard(self.info, period))
+        prices = standard_prices(self.info, period)
         if not prices:
             return Rates((), free=True) if _is_free(self.provider_id, self.info) else None
         if batch and not variants and self.provider_id in _HALF_PRICE_BATCH:
             return scale_rates(_compile_prices(prices), 0.5)
-        special: dict[str, Any] = {}
+        special: Named = {}
         for index in variants:
             for key, value in _variant_prices(self.info, index, prices).items():
                 special.setdefault(key, value)
         return _compile_prices({**prices, **special})
 
 
-def _named_prices(price: ModelPrice) -> dict[str, Any]:
-    return {key: value for key, value in price.__dict__.items() if value is not None}
+def standard_prices(info: Model, period: int) -> Named:
+    return info.periods[period].prices if info.periods else {}
 
 
-def _standard(info: ModelInfo, period: int) -> ModelPrice:
-    return info.prices[period].prices if isinstance(info.prices, list) else info.prices
-
-
-def _period(info: ModelInfo, at: datetime) -> int:
+def period_at(info: Model, at: datetime) -> int:
     """Index of the price that holds at `at`: the last whose condition holds, else the first."""
-    if not isinstance(info.prices, list):
-        return 0
-    for index in range(len(info.prices) - 1, -1, -1):
-        constraint = info.prices[index].constraint
+    for index in range(len(info.periods) - 1, 0, -1):
+        constraint = info.periods[index].constraint
         if constraint is None or constraint.active(at):
             return index
     return 0
 
 
-def _matching_variants(info: ModelInfo, at: datetime, context: Mapping[str, str]) -> tuple[int, ...]:
+def _start(constraint: Constraint | None) -> date | None:
+    return constraint.day if isinstance(constraint, StartDate) else None
+
+
+def _matching_variants(info: Model, at: datetime, context: Mapping[str, str]) -> tuple[int, ...]:
     """Indexes of the variants for `context`, most binding first.
 
     Most variants start on the day somebody verified them, not on the day they came into force, so a call from before
@@ -118,47 +132,49 @@ def _matching_variants(info: ModelInfo, at: datetime, context: Mapping[str, str]
     """
     active: list[int] = []
     early: list[tuple[date, int]] = []
-    for index, variant in enumerate(info.price_variants or ()):
+    for index, variant in enumerate(info.variants):
         if any(context.get(key) != value for key, value in variant.when.items()):
             continue
         if variant.constraint is None or variant.constraint.active(at):
             active.append(index)
-        elif (start := getattr(variant.constraint, "start_date", None)) is not None:
+        elif (start := _start(variant.constraint)) is not None:
             early.append((start, index))
     return (*active, *(index for _, index in sorted(early)))
 
 
-def _variant_prices(info: ModelInfo, index: int, standard: Mapping[str, Any]) -> dict[str, Any]:
+def _variant_prices(info: Model, index: int, standard: Named) -> Named:
     """A variant's prices, moved along when the standard price was another one than when the variant began."""
-    variant = (info.price_variants or [])[index]
-    prices = _named_prices(variant.prices)
-    start = getattr(variant.constraint, "start_date", None)
+    variant = info.variants[index]
+    start = _start(variant.constraint)
     if start is None:
-        return prices
-    began = _named_prices(_standard(info, _period(info, datetime(start.year, start.month, start.day, tzinfo=UTC))))
-    for key, value in prices.items():
+        return variant.prices
+    began = standard_prices(info, period_at(info, datetime(start.year, start.month, start.day, tzinfo=UTC)))
+    prices = dict(variant.prices)
+    for key, value in variant.prices.items():
         then, now = began.get(key), standard.get(key)
-        if then == now or hasattr(value, "tiers") or hasattr(then, "tiers") or hasattr(now, "tiers"):
+        if then == now or isinstance(value, Tiered) or isinstance(then, Tiered) or isinstance(now, Tiered):
             continue
         if then and now:
-            prices[key] = value * now / then
+            prices[key] = float(_exact(value) * _exact(now) / _exact(then))
     return prices
 
 
-def _compile_prices(prices: Mapping[str, Any]) -> Rates:
-    named: dict[str, tuple[float, list[Tier]]] = {}
+def _exact(price: float) -> Decimal:
+    """A price as it is written in the data."""
+    return Decimal(str(price))
+
+
+def _compile_prices(prices: Named) -> Rates:
+    named: dict[str, tuple[float, tuple[Tier, ...]]] = {}
     for key, price in prices.items():
         unit = _PRICE_KEYS.get(key)
         if unit is None:
             continue
-        if hasattr(price, "tiers"):
-            named[unit] = (float(price.base), [Tier(float(t.start), float(t.price)) for t in price.tiers])
-        else:
-            named[unit] = (float(price), [])
+        named[unit] = (price.base, price.tiers) if isinstance(price, Tiered) else (price, ())
     return compile_rates(named)
 
 
-def _is_free(provider_id: str, info: ModelInfo) -> bool:
+def _is_free(provider_id: str, info: Model) -> bool:
     """Whether an entry without any price means "costs nothing" rather than "not known"."""
     if ":free" in info.id or provider_id in ("openrouter", "github-copilot") or info.id == "moderation":
         return True
@@ -174,7 +190,7 @@ class PriceTable:
         self.version = version
         self.dated = dated
         """When the snapshot was made, as far as it can be known."""
-        self._by_id = {provider.id: provider for provider in providers}
+        self._by_id = {provider.id: provider for provider in reversed(providers)}
 
     def provider_ids(self) -> frozenset[str]:
         return frozenset(self._by_id)
@@ -184,73 +200,124 @@ class PriceTable:
         provider = self._by_id.get(provider_id)
         if provider is None:
             return None
-        info = provider.find_model(model, all_providers=list(self.providers))
-        if info is None:
-            return None
-        return TableModel(provider.id, info, any(info is own for own in provider.models))
+        name = model.lower()
+        for form in dict.fromkeys((name, with_dashed_date(name))):
+            if (info := _named(provider, form)) is not None:
+                return TableModel(provider.id, info, own=True)
+            for other in provider.fallbacks:
+                if other in self._by_id and (info := _named(self._by_id[other], form)) is not None:
+                    return TableModel(provider.id, info, own=False)
+        return None
 
-    def entry(self, provider: Provider, info: ModelInfo) -> TableModel:
+    def entry(self, provider: Provider, info: Model) -> TableModel:
         """One of a provider's own models."""
         return TableModel(provider.id, info, own=True)
 
     def guess_provider(self, model: str) -> str | None:
         """The vendor a bare model name belongs to (`gpt-4o`: openai)."""
+        name = model.lower()
         for provider in self.providers:
-            if provider.model_match is not None and provider.model_match.is_match(model):
+            if provider.model_match is not None and is_match(provider.model_match, name):
                 return provider.id
         return None
 
 
-def load_bundled() -> PriceTable:
-    """The table of the installed genai-prices."""
-    from importlib.metadata import version
+def _named(provider: Provider, name: str) -> Model | None:
+    return next((model for model in provider.models if model.is_match(name)), None)
 
+
+@cache
+def load_bundled() -> PriceTable:
+    """The table that came with the package, or the installed genai-prices' where that is newer."""
+    facts, lines = read_lines((files(__package__) / "price_data" / DATA_FILE).read_bytes())
+    installed = installed_version()
+    if installed is not None and _number(installed) > _number(facts["version"]):
+        try:
+            return load_installed(installed)
+        except Exception as e:  # a later package may be made in another way
+            logger.warning("the prices of the installed genai-prices %s are not used: %s", installed, e)
+    providers = [read_provider(head_of(line), line) for line in lines]
+    return PriceTable(providers, facts["version"], date.fromisoformat(facts["dated"]))
+
+
+def load_installed(number: str) -> PriceTable:
+    """The table of the installed genai-prices, which is imported. Raises whatever that raises."""
     from genai_prices.data import providers
 
-    number = version("genai-prices")
-    return PriceTable(providers, f"genai-prices {number}", snapshot_date(providers))
+    from .price_dump import plain
+
+    return load_json(plain(providers), f"genai-prices {number}")
+
+
+def installed_version() -> str | None:
+    """Version of the genai-prices that would be imported; told by its folder: `importlib.metadata` is slow."""
+    spec = importlib.util.find_spec("genai_prices")
+    if spec is None or spec.origin is None:
+        return None
+    packages = Path(spec.origin).parents[1].glob("genai_prices-*.dist-info")
+    return max((path.name.removesuffix(".dist-info").partition("-")[2] for path in packages), key=_number, default=None)
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def load_json(raw: Any, version: str) -> PriceTable:
     """A table from genai-prices' published JSON (an array of providers). Raises ValueError when it is not that."""
-    from genai_prices import types
-
     if not isinstance(raw, list) or not raw:
         raise ValueError("price data must be a non-empty array of providers")
-    try:
-        providers = types._providers_from_raw(raw)
-    except Exception as e:  # pydantic's errors, and whatever odd data makes the matcher raise
-        raise ValueError(f"price data does not validate: {e}") from e
-    return PriceTable(providers, version, snapshot_date(providers))
+    return load_lines(map(_line, raw), version)
 
 
-_CHECKED = re.compile(r"(?:checked|verified|observed|launched)\b[^.;]{0,60}?\b(20\d\d)-(\d\d)-(\d\d)\b", re.IGNORECASE)
+def _line(raw: Any) -> bytes:
+    return provider_line(raw) if isinstance(raw, dict) else json.dumps(raw).encode()
+
+
+def load_lines(lines: Iterable[bytes], version: str) -> PriceTable:
+    """A table from JSON of one provider each, all of it checked. Raises ValueError."""
+    providers, dates = [], SnapshotDate()
+    for line in lines:
+        try:
+            raw = json.loads(line)
+            provider = read_provider(raw, line)
+            dates.add(provider, read_models(raw))
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"price data does not validate: {e}") from e
+        providers.append(provider)
+    return PriceTable(providers, version, dates.newest())
+
+
+_CHECKED = r"(?i)(?:checked|verified|observed|launched)\b[^.;]{0,60}?\b(20\d\d)-(\d\d)-(\d\d)\b"
 _ANNOUNCED_AHEAD = timedelta(days=14)
 
 
-def snapshot_date(providers: Iterable[Provider]) -> date | None:
+class SnapshotDate:
     """The newest day the data itself speaks of; the package carries no date, and file times are the installation's.
 
     That is the newest "checked on ...", or a price change within two weeks after it; later changes are announcements.
     """
-    checked: list[date] = []
-    starts: list[date] = []
-    for provider in providers:
-        checked.extend(_dates_checked(provider.price_comments))
-        for info in provider.models:
-            checked.extend(_dates_checked(info.price_comments))
-            if isinstance(info.prices, list):
-                begins = (getattr(priced.constraint, "start_date", None) for priced in info.prices)
-                starts.extend(start for start in begins if start is not None)
-    newest = max(checked, default=None)
-    if newest is None:
-        return None
-    return max([newest, *(start for start in starts if start <= newest + _ANNOUNCED_AHEAD)])
+
+    def __init__(self) -> None:
+        self._checked: list[date] = []
+        self._starts: list[date] = []
+
+    def add(self, provider: Provider, models: Iterable[Model]) -> None:
+        self._checked.extend(_dates_checked(provider.price_comments))
+        for info in models:
+            self._checked.extend(_dates_checked(info.price_comments))
+            starts = (_start(period.constraint) for period in info.periods)
+            self._starts.extend(start for start in starts if start is not None)
+
+    def newest(self) -> date | None:
+        newest = max(self._checked, default=None)
+        if newest is None:
+            return None
+        return max([newest, *(start for start in self._starts if start <= newest + _ANNOUNCED_AHEAD)])
 
 
 def _dates_checked(text: str | None) -> list[date]:
     found = []
-    for year, month, day in _CHECKED.findall(text or ""):
+    for year, month, day in re.findall(_CHECKED, text or ""):
         try:
             found.append(date(int(year), int(month), int(day)))
         except ValueError:

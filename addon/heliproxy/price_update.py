@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .price_lines import read_lines, write_lines
 from .price_overrides import write_atomically
 
 if TYPE_CHECKING:
@@ -25,19 +26,44 @@ _MUST_PRICE = (("openai", "gpt-4o"), ("anthropic", "claude-sonnet-4-5"), ("googl
 
 def read_stored(path: Path) -> PriceTable | None:
     """The table stored by an update, None when there is none. Raises OSError, ValueError."""
+    from .price_table import load_json, load_lines
+
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    return parse_table(content, path.name)
+    if _is_in_lines(content):
+        facts, lines = read_lines(content)
+        return load_lines(lines, facts["version"])
+    providers, version = unpack(content, path.name)
+    return load_json(providers, version)
+
+
+def _is_in_lines(content: bytes) -> bool:
+    """Whether a file was written by `store_table`, and not cut short; older versions wrote all of it as one line."""
+    return re.match(rb'\{"version":"[^"\\\n]*","providers":\[\n', content) is not None and content.endswith(b"\n]}\n")
 
 
 def parse_table(content: bytes, name: str) -> PriceTable:
-    """A table from genai-prices' data.json or from our stored form of it. Raises ValueError."""
+    """A table from genai-prices' data.json or from our stored form of it. Raises ValueError.
+
+    For data that comes from outside: it must please us and genai-prices itself, which is imported for that.
+    """
     from .price_table import load_json
 
     providers, version = unpack(content, name)
-    return load_json(providers, version)
+    table = load_json(providers, version)
+    _validate(providers)
+    return table
+
+
+def _validate(providers: Any) -> None:
+    from genai_prices import types
+
+    try:
+        types._providers_from_raw(providers)
+    except Exception as e:  # pydantic's errors, and whatever else odd data makes it raise
+        raise ValueError(f"price data does not validate: {e}") from e
 
 
 def unpack(content: bytes, name: str) -> tuple[Any, str]:
@@ -55,6 +81,8 @@ def unpack(content: bytes, name: str) -> tuple[Any, str]:
 
 def read_wheel(path: Path) -> bytes:
     """The data of a genai-prices wheel, in our stored form; its code runs in another process. Raises ValueError."""
+    import subprocess
+
     script = Path(__file__).with_name("price_dump.py")
     # -P: our own modules (secrets.py, ...) must not stand in for the standard library's there.
     command = [sys.executable, "-P", str(script), str(path)]
@@ -104,7 +132,7 @@ def _prices(table: PriceTable) -> dict[str, str]:
     return {
         f"{provider.id}:{info.id}": describe_rates(found.rates(now, {}))
         for provider in table.providers
-        for info in provider.models
+        for info in provider.read_models()
         for found in (table.entry(provider, info),)
     }
 
@@ -135,7 +163,7 @@ def _number(value: float) -> str:
 def store_table(home: Path, content: bytes, name: str) -> None:
     """Put a checked table in place; the one it replaces is kept beside it. Raises OSError, ValueError."""
     providers, version = unpack(content, name)
-    packed = json.dumps({"version": version, "providers": providers}, ensure_ascii=False).encode()
+    packed = write_lines(version, providers)
     path = home / STORED_FILE
     try:
         old = path.read_bytes()

@@ -221,7 +221,7 @@ def open_services(settings: Settings) -> Services:
 
 
 def _pricing(settings: Settings, secret: bytes) -> Pricing:
-    # Imported on the recorder's thread: the price table takes a third of a second that no request should wait for.
+    # Imported on the recorder's thread, when the first row is made: a proxy starts without them.
     from heliproxy.pricing import Prices
     from heliproxy.tokens import estimate
 

@@ -11,10 +11,11 @@ from anyio import to_thread
 from starlette.responses import JSONResponse, Response
 
 from heliproxy.api.endpoint import INTEGER, TEXT, Api, Call, Endpoint, a_list, an_object
-from heliproxy.price_table import _named_prices, _period, _standard
+from heliproxy.price_models import Tiered
+from heliproxy.price_table import period_at, standard_prices
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelInfo, Provider
+    from heliproxy.price_models import Model, Provider
 
 PRICES = {
     "input_mtok": "prompt",
@@ -59,7 +60,7 @@ def registry_models(providers: Iterable[Provider], now: datetime) -> list[dict[s
     """Every model once, with one endpoint for each provider that sells it."""
     found: dict[str, dict[str, Any]] = {}
     for provider in providers:
-        for info in provider.models:
+        for info in provider.read_models():
             pricing = prices_of(info, now)
             if pricing is None:
                 continue
@@ -71,7 +72,7 @@ def registry_models(providers: Iterable[Provider], now: datetime) -> list[dict[s
     return [found[model_id] for model_id in sorted(found)]
 
 
-def new_model(model_id: str, info: ModelInfo, author: str) -> dict[str, Any]:
+def new_model(model_id: str, info: Model, author: str) -> dict[str, Any]:
     model: dict[str, Any] = {
         "id": model_id,
         "name": info.name or model_id,
@@ -95,17 +96,17 @@ def author_of(provider_id: str, model_id: str) -> str:
     return next((author for author in AUTHORS if model_id.startswith(author)), provider_id)
 
 
-def prices_of(info: ModelInfo, now: datetime) -> dict[str, float] | None:
+def prices_of(info: Model, now: datetime) -> dict[str, float] | None:
     """Prices that hold now, at the lowest tier; None when the data has none."""
-    named = _named_prices(_standard(info, _period(info, now)))
-    found = {
-        name: float(getattr(named[key], "base", named[key]))
-        for key, name in PRICES.items()
-        if named.get(key) is not None
-    }
-    if named.get(SEARCHES) is not None:
-        found["web_search"] = float(getattr(named[SEARCHES], "base", named[SEARCHES])) / 1000
+    named = standard_prices(info, period_at(info, now))
+    found = {name: _lowest(named[key]) for key, name in PRICES.items() if key in named}
+    if SEARCHES in named:
+        found["web_search"] = _lowest(named[SEARCHES]) / 1000
     return {"prompt": 0.0, "completion": 0.0, **found} if found else None
+
+
+def _lowest(price: float | Tiered) -> float:
+    return price.base if isinstance(price, Tiered) else price
 
 
 def _registry(call: Call) -> Registry:
