@@ -18,13 +18,12 @@ from heliproxy.policies import fallback as gateway
 from heliproxy.policies import ssrf
 from heliproxy.policies import target as named
 from heliproxy.policies.answers import Answer, DirectiveError, exception_answer
+from heliproxy.policies.cache import is_credential
 from heliproxy.policies.fallback import Failure, Fallback, GatewayTarget
+from heliproxy.secrets import without_keys
 from heliproxy.targets import Destination
 
-_OWN_HEADERS = frozenset(
-    {"authorization", "x-api-key", "api-key", "x-goog-api-key", "content-length", "transfer-encoding", "host"}
-    | {"content-encoding", "cookie"}
-)
+_OWN_HEADERS = frozenset({"content-length", "transfer-encoding", "host", "content-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,11 @@ def _by_header(
         if own.error is not None:
             return own.error
         headers = tuple((name, value) for name, value in entry.headers if not is_helicone_header(name))
-        made.append(One(targets.to_origin(method, origin, destination.path, allowed), headers, sent, own))
+        # A key in the query is the first target's, as are the headers that an entry replaces.
+        first = made[0].destination if made else None
+        same = first is None or (first.scheme, first.host, first.port) == (origin.scheme, origin.host, origin.port)
+        path = destination.path if same else without_keys(destination.path)
+        made.append(One(targets.to_origin(method, origin, path, allowed), headers, sent, own))
     return Chosen(directives.fallbacks, made.__getitem__, numbered=True)
 
 
@@ -128,7 +131,9 @@ def _by_model(
     kept = tuple(
         (name, text)
         for name, text in _fields(exchange)
-        if name.lower() not in _OWN_HEADERS and not name.lower().startswith("helicone-")
+        if (lower := name.lower()) not in _OWN_HEADERS
+        and not lower.startswith("helicone-")
+        and not is_credential(lower)
     )
     made = [_gateway_one(target, wanted, exchange, value, kept, allowed) for target in usable]
 
@@ -200,7 +205,7 @@ def _gateway_one(
     origin = named.origin(target.base_url)
     assert origin is not None
     prefix = "/" + target.base_url.split("/", 3)[3] if target.base_url.count("/") > 2 else ""
-    path = prefix + wanted.path_at(target)
+    path = without_keys(prefix + wanted.path_at(target))
     sent = value | {"model": target.model}
     credentials = target.auth_headers
     if "chat/completions" in path:
@@ -217,6 +222,11 @@ def _gateway_one(
         ("Helicone-Model", target.model),
     )
     return One(replace(found, path=path), headers, json.dumps(sent).encode(), exchange.directives, named_in_response)
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether a header (in lower case) is for us or for one host alone: a key goes to no other provider."""
+    return name in _OWN_HEADERS or name.startswith("helicone-") or is_credential(name)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import Policy
 from heliproxy.policies.sigv4 import NOT_KEPT, Credentials, region_of, signed
 from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
-from heliproxy.record import DECODE_LIMIT, REPEATED, is_stream_type, is_whole, lower_headers
+from heliproxy.record import DECODE_LIMIT, REPEATED, echoes_key, is_stream_type, is_whole, lower_headers
 from heliproxy.times import local_now
 
 logger = logging.getLogger(__name__)
@@ -330,7 +330,7 @@ class Gates:
 
     def _store(self, exchange: Exchange, raw: bytes, key: bytes, cost_usd: float | None, usage: dict[str, Any]) -> bool:
         wanted = exchange.directives.cache
-        if not cache.storable(exchange.status or 0, True, len(raw), wanted):
+        if not cache.storable(exchange.status or 0, True, len(raw), wanted) or echoes_key(exchange, raw):
             return False
         headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in exchange.response_headers]
         now = self.clock()

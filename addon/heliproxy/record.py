@@ -27,13 +27,15 @@ from heliproxy.exchange import (
 )
 from heliproxy.formats import FORMATS
 from heliproxy.policies.cache import MAX_ENTRY_BYTES
-from heliproxy.redact import redact_body
+from heliproxy.redact import redact_body, redact_form
 from heliproxy.secrets import (
+    REDACTED,
     STORED_REQUEST_HEADERS,
     STORED_RESPONSE_HEADERS,
     carried_secrets,
     credential,
     fingerprint,
+    is_hidden,
     redact_path,
     redact_text,
     scrub,
@@ -222,6 +224,8 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     row["warning"] = "; ".join(exchange.warnings) or None
     secrets = _secrets_of(exchange)
     _keep_out(secrets, row)
+    if response and is_hidden(f"{reply.text}\n{reply.error or ''}", response, secrets):
+        response = REDACTED.encode()
     body = _bodies(exchange, request, response, request_headers, response_headers, row, secrets)
     outcome = Outcome(
         status=status,
@@ -231,7 +235,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         usage=usage,
         row=row,
     )
-    return Record(row, {**exchange.directives.properties, **exchange.properties}, body), outcome
+    return Record(row, _properties(exchange, secrets), body), outcome
 
 
 def open_record(exchange: Exchange, secret: bytes) -> tuple[Record, Exchange]:
@@ -245,8 +249,9 @@ def open_record(exchange: Exchange, secret: bytes) -> tuple[Record, Exchange]:
     row = _facts(now, ask, headers) | _models(now, ask, Reply()) | _who(now, ask, headers, secret)
     row["incomplete"] = 1
     row["stream"] = int(ask.stream)
-    _keep_out(_secrets_of(now), row)
-    return Record(row, {**now.directives.properties, **now.properties}), now
+    secrets = _secrets_of(now)
+    _keep_out(secrets, row)
+    return Record(row, _properties(now, secrets)), now
 
 
 def bare_record(exchange: Exchange, reason: str, secret: bytes | None) -> tuple[Record, Outcome]:
@@ -271,8 +276,9 @@ def bare_record(exchange: Exchange, reason: str, secret: bytes | None) -> tuple[
         "incomplete": 0,
         "size_response": exchange.size_response,
     }
-    _keep_out(_secrets_of(exchange), row)
-    record = Record(row, {**exchange.directives.properties, **exchange.properties})
+    secrets = _secrets_of(exchange)
+    _keep_out(secrets, row)
+    record = Record(row, _properties(exchange, secrets))
     return record, Outcome(status=status, complete=False, cost_usd=None, usage=None, row=row)
 
 
@@ -295,6 +301,8 @@ def _facts(exchange: Exchange, ask: Ask, headers: Mapping[str, str]) -> dict[str
     }
 
 
+_WORDS = ("preview", "answer_preview", "error")
+"""Columns with a piece of a body: a tool's arguments, for one."""
 _NO_ECHO = frozenset(
     ("id", "created_at", "provider", "host", "method", "format", "model", "request_model", "response_model")
 )
@@ -309,9 +317,32 @@ def _keep_out(secrets: Sequence[str], row: dict[str, Any]) -> None:
     """Providers and policies may echo a key in what they say about it."""
     if row.get("error"):
         row["error"] = redact_text(row["error"])
+    for name in _WORDS:
+        if (words := row.get(name)) and '":' in words:
+            row[name] = redact_body(words.encode("utf-8", "replace")).decode("utf-8", "replace")
     for name, value in row.items():
         if type(value) is str and name not in _NO_ECHO:
             row[name] = scrub(value, secrets)
+
+
+def _properties(exchange: Exchange, secrets: Sequence[str]) -> dict[str, str]:
+    found = {**exchange.directives.properties, **exchange.properties}
+    return {name: scrub(value, secrets) for name, value in found.items()} if secrets else found
+
+
+def echoes_key(exchange: Exchange, raw: bytes) -> bool:
+    """Whether an answer says a key of its request back: such a one is not kept for others. As for `is_whole`.
+
+    `raw`: the answer as sent, looked into as far as it was decoded.
+    """
+    secrets = _secrets_of(exchange)
+    if not secrets:
+        return False
+    reply, response, _, _ = _read(exchange, lower_headers(exchange.response_headers))
+    said = b"\n".join((raw, response, *(value for _, value in exchange.response_headers)))
+    return any(key in said for key in (secret.encode("utf-8", "surrogateescape") for secret in secrets)) or is_hidden(
+        reply.text, said, secrets
+    )
 
 
 def is_whole(exchange: Exchange) -> bool:
@@ -559,13 +590,14 @@ def _bodies(
         response = _omitted(row["response_model"] or row["model"])
     if exchange.cache == "HIT":
         response = b""
+    request = redact_body(scrub_bytes(request[:STORED_LIMIT], secrets))
     return Body(
-        request=redact_body(scrub_bytes(request[:STORED_LIMIT], secrets)),
+        request=redact_form(request, request_headers.get("content-type", "").lower()),
         response=redact_body(scrub_bytes(response[:STORED_LIMIT], secrets)),
         request_type=request_headers.get("content-type"),
         response_type=response_headers.get("content-type"),
-        request_headers=stored_headers(exchange.request_headers, STORED_REQUEST_HEADERS),
-        response_headers=stored_headers(exchange.response_headers, STORED_RESPONSE_HEADERS),
+        request_headers=stored_headers(exchange.request_headers, STORED_REQUEST_HEADERS, secrets),
+        response_headers=stored_headers(exchange.response_headers, STORED_RESPONSE_HEADERS, secrets),
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets as random_source
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from heliproxy.policies.cache import is_credential
 
@@ -23,11 +25,11 @@ _SECRET_PARAMETERS = frozenset(
 )
 _PATH_SECRET = re.compile(
     r"(?i)/(?:(?:sk|pk)-helicone[^/?#]*"
-    r"|(?:sk|pk|rk|ek|gsk|csk|xai|pplx|hf|nvapi|r8|fw|tgp)[-_](?=[\w-]*[0-9])[\w-]{16,}|AIza[\w-]{30,})"
+    r"|(?:sk|pk|rk|ek|gsk|csk|xai|pplx|hf|nvapi|r8|fw|tgp)[-_](?=[\w-]{0,99}[0-9])[\w-]{16,}|AIza[\w-]{30,})"
 )
 _SHAPES = re.compile(
-    r"(?i)\b(?:(?:sk|pk|rk|ek|gsk|csk|xai|pplx|hf|nvapi|r8|fw|tgp)[-_](?=[\w-]*[0-9])[\w-]{16,}|AIza[\w-]{30,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|ya29\.[\w.-]{20,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+    r"(?i)\b(?:(?:sk|pk|rk|ek|gsk|csk|xai|pplx|hf|nvapi|r8|fw|tgp)[-_](?=[\w-]{0,99}[0-9])[\w-]{16,}|AIza[\w-]{30,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|ya29\.[\w.-]{20,}|(?<!-)eyJ[\w-]{10,}+\.[\w-]{10,}+\.[\w-]*)"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic|aws4-hmac-sha256)\s+[^\s\"',;]+")
 _USERINFO = re.compile(r"(?<=://)[^/@\s\"'?#]*@")
@@ -35,8 +37,12 @@ _PARAMETER = re.compile(r"([?&;])([\w%.-]{1,60})=([^&;#\s\"'<>]*)")
 _HEADER = re.compile(r"(?i)^([\w-]*(?:auth(?:orization)?|api[-_]?key|token|cookie|secret|password)\s*[:=]\s*)\S.*$")
 _SCHEME = re.compile(r"(?i)^(?:bearer|basic|token)\s+")
 _SUBPROTOCOL = re.compile(r"openai-insecure-api-key\.([^\s,]+)")
+_SIGNED = re.compile(r"(?:Credential|Signature)=([^\s,/]+)")
+_PLAIN = re.compile(r"[\w.~-]*", re.ASCII)
 SHORTEST = 8
 """A shorter value is no key worth the name, and stands in many a text by chance."""
+MOST = 1000
+"""Keys of one request that are looked for; who sends more of them wants to keep us busy."""
 REDACTED = "[redacted]"
 
 STORED_REQUEST_HEADERS = frozenset(
@@ -120,6 +126,13 @@ def redact_path(path: str) -> str:
     return plain + _PARAMETER.sub(_parameter, mark + query) if mark else plain
 
 
+def without_keys(path: str) -> str:
+    """The path and query without the parameters that hold keys, for a host that they are not meant for."""
+    plain, mark, query = path.partition("?")
+    kept = [pair for pair in query.split("&") if not _parameter_is_secret(pair.partition("=")[0])]
+    return plain + (mark + "&".join(kept) if kept else "")
+
+
 def redact_text(text: str) -> str:
     """An error message, an address or an argument, without what looks like a key in it."""
     if "://" in text:
@@ -151,12 +164,40 @@ def carried_secrets(fields: Iterable[tuple[bytes, bytes]], path: str) -> tuple[s
         elif is_credential(name):
             found |= {value: None}
             found |= dict.fromkeys(_SCHEME.sub("", part.strip()) for part in value.split(","))
+            if value[:5].lower() in ("aws4-", "basic"):
+                found |= dict.fromkeys(_inside(value))
         elif "://" in value:
             found |= dict.fromkeys(_secrets_of_url(value))
     found |= dict.fromkeys(key[0][1:] for key in _PATH_SECRET.finditer(path.partition("?")[0]))
     if "?" in path or "@" in path:
         found |= dict.fromkeys(_secrets_of_url(path))
-    return tuple(sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True))
+    keys = [value for value in found if len(value) >= SHORTEST]
+    # One with a space is a scheme and a key, which is there by itself too.
+    odd = [value for value in keys if " " not in value and not _PLAIN.fullmatch(value)]
+    if odd:
+        keys += [spelled for value in odd for spelled in _spellings(value)]
+    return tuple(sorted(keys, key=len, reverse=True))[:MOST]
+
+
+def _inside(value: str) -> Iterator[str]:
+    """What a credential's header holds besides the text of its own: the key id and signature of AWS, a password."""
+    if value[:5].lower() == "aws4-":
+        yield from _SIGNED.findall(value)
+        return
+    try:
+        plain = base64.b64decode(value[5:].strip(), validate=True).decode()
+    except ValueError:
+        return
+    yield plain
+    yield plain.partition(":")[2]
+
+
+def _spellings(key: str) -> Iterator[str]:
+    """A key that JSON or a URL would write differently, as they do."""
+    escaped = json.dumps(key)[1:-1]
+    for spelled in dict.fromkeys((escaped, escaped.replace("/", "\\/"), quote(key, safe="", errors="replace"))):
+        if spelled != key:
+            yield spelled
 
 
 def _secrets_of_url(url: str) -> Iterator[str]:
@@ -170,6 +211,16 @@ def _secrets_of_url(url: str) -> Iterator[str]:
 
 def _parameter_is_secret(name: str) -> bool:
     return unquote(name).lower().replace("-", "").replace("_", "").replace(".", "") in _SECRET_PARAMETERS
+
+
+def is_hidden(text: str, data: bytes, secrets: Sequence[str]) -> bool:
+    """Whether a text says one of these keys more often than the bytes it was read from show.
+
+    It came in pieces, event by event, or in escapes, which `scrub_bytes` does not see and a page puts together again.
+    """
+    return any(secret in text for secret in secrets) and sum(map(text.count, secrets)) > sum(
+        data.count(secret.encode("utf-8", "surrogateescape")) for secret in secrets
+    )
 
 
 def scrub(text: str, secrets: Iterable[str]) -> str:
@@ -189,14 +240,16 @@ def scrub_bytes(data: bytes, secrets: Iterable[str]) -> bytes:
     return data
 
 
-def stored_headers(fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[str]) -> dict[str, str]:
-    """The headers worth keeping, names in lower case; everything not on the allow-list is left out."""
+def stored_headers(
+    fields: Iterable[tuple[bytes, bytes]], allowed: frozenset[str], secrets: Iterable[str] = ()
+) -> dict[str, str]:
+    """The headers worth keeping, names in lower case; everything not on the allow-list is left out, and these keys."""
     kept: dict[str, str] = {}
     for raw_name, raw_value in fields:
         name = raw_name.decode("latin-1").lower()
         if name in allowed or name.startswith(_STORED_PREFIXES):
             value = raw_value[:_MAX_HEADER].decode("utf-8", "replace")
-            kept[name] = redact_text(value) if "://" in value else value
+            kept[name] = scrub(redact_text(value) if "://" in value else value, secrets)
     return kept
 
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from fakes import Answer, Asked, Upstream, chat_answer, chat_chunks, json_answer, sse_answer
+from heliproxy.secrets import redact_text
 from security.bombs import ENCODINGS, bomb
 from security.wire import raw
 from served import CHAT, PATH, Served, served
@@ -172,6 +173,34 @@ def test_odd_bodies_harm_nobody(proxy: Served, name: str) -> None:
             assert client.post(api + path, content=ODD[name]).status_code in (200, 400, 422)
     assert proxy.health(flush=True)["recorder"] == "running"
     assert proxy.ask().status == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "headers"),
+    [
+        ('<helicone-prompt-input key="a" >' * 30_000, {"Helicone-Prompt-Id": "p"}),
+        ("<helicone-prompt-input " * 40_000, {"Helicone-Prompt-Id": "p"}),
+        ("<!--" * 250_000, {"Helicone-Token-Limit-Exception-Handler": "truncate"}),
+        ("\n " * 500_000, {"Helicone-Token-Limit-Exception-Handler": "truncate"}),
+        ('"' * 1_000_000, {}),
+        ('"key\\": ' * 100_000, {}),
+        ("\\" * 1_000_000, {}),
+    ],
+    ids=["open tags", "open attributes", "comments", "white space", "quotes", "names", "backslashes"],
+)
+def test_long_texts_are_read_once(proxy: Served, text: str, headers: dict[str, str]) -> None:
+    """A pattern that starts anew at each of a hundred thousand places would keep everybody waiting for hours."""
+    reply = proxy.ask({**CHAT, "messages": [{"role": "user", "content": text}]}, headers)
+    assert reply.status == 200
+    proxy.health(flush=True)
+    page = proxy.get(f"/requests/{reply.headers['helicone-id']}")  # of a body that was cut
+    assert page.status == 200
+    assert proxy.get(f"/v1/request/{reply.headers['helicone-id']}").status == 200
+
+
+@pytest.mark.parametrize("piece", ["sk-", "-eyJ", "eyJabcdefghij.", ";w=", "Bearer ", "://"])
+def test_long_messages_are_read_once(piece: str) -> None:
+    assert len(redact_text(piece * 100_000)) > 100_000
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from conftest import ROOT
 from fakes import Answer, Asked, Upstream, chat_answer, chat_chunks, json_answer, sse_answer
 from heliproxy.redact import redact, redact_body
 from heliproxy.secrets import redact_argument, redact_path, redact_text
-from served import Served, served
+from served import Served, query, served
 
 MARK = "cnry7"
 """In every secret below; nothing else has it."""
@@ -35,6 +35,8 @@ def answer(asked: Asked) -> Answer:
     """An upstream that says its caller's keys back wherever it can."""
     if b'"temperature": 0.5' in asked.body or b'"temperature":0.5' in asked.body:
         return json_answer(chat_answer("cached"), set_cookie=canary("s="))  # it is kept whole, as it came
+    if b"split" in asked.body:
+        return sse_answer(chat_chunks([*(asked.header("authorization") or "")], usage={"prompt_tokens": 1}))
     keys = " ".join(value for name, value in asked.headers if MARK in value) + " " + asked.path
     cookie = [("content-type", "application/json"), ("set-cookie", f"s={canary('')}; HttpOnly")]
     if b"fail" in asked.body:
@@ -42,10 +44,20 @@ def answer(asked: Asked) -> Answer:
         return Answer(401, body, cookie)
     if b'"stream": true' in asked.body or b'"stream":true' in asked.body:
         return sse_answer(chat_chunks([f"You sent {keys}", "!"]))
-    reply = chat_answer(f"You sent {keys}")
-    return Answer(
-        200, json.dumps(reply | {"access_token": canary(), "echo": {"refresh_token": canary()}}).encode(), cookie
-    )
+    if b"away" in asked.body:
+        return Answer(307, b"", [("location", f"https://other.example.com/?key={canary()}&a={keys}")])
+    reply = chat_answer(f"You sent {keys}") | {
+        "access_token": canary(),
+        "echo": {"refresh_token": canary()},
+        "client_secret": {"expires_at": 1, "value": canary("ek_")},
+        "said": json.dumps({"api_key": canary(), "within": json.dumps({"password": canary("")})}),
+    }
+    written = json.dumps(reply)
+    if b"slashes" in asked.body:
+        written = written.replace("/", "\\/")
+    if b"escapes" in asked.body:
+        written = written.replace("+", "\\u002b")
+    return Answer(200, written.encode(), [*cookie, ("x-request-id", keys[:400])])
 
 
 def chat(**extra: Any) -> dict[str, Any]:
@@ -127,7 +139,7 @@ def send(gateway: httpx.Client, up: Upstream, said: list[str]) -> None:
     ):
         headers = {"helicone-target-url": named, "authorization": f"Bearer {canary()}"}
         got = gateway.post("/v1/gateway/v1/chat/completions", json=chat(), headers=headers).headers
-        said.append(str([(name, value) for name, value in got.items() if name != "set-cookie"]))
+        said.append(str([(name, value) for name, value in got.items() if name not in ("set-cookie", "x-request-id")]))
     for code in ("fail", "fine"):
         entry = {
             "target-url": target,
@@ -154,6 +166,30 @@ def send(gateway: httpx.Client, up: Upstream, said: list[str]) -> None:
     ]
     gateway.post(url, json=chat(tools=mcp, mcp_servers=[{"url": "https://m", "authorization_token": canary()}]))
     gateway.post(url, content=b'{"api_key": "%s", not json' % canary().encode())
+    gateway.post(url, content=b'{"api_key": "%s' % canary().encode())
+    for way, key in (("split", canary()), ("slashes", canary("a/b")), ("escapes", canary("a+b/")), ("away", canary())):
+        gateway.post(url, json=chat(user=way, stream=way == "split"), headers={"authorization": f"Bearer {key}"})
+    inside = json.dumps({"api_key": canary(), "deeper": json.dumps([{"client_secret": canary()}])})
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": inside}}
+    gateway.post(url, json=chat(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}]))
+    key = canary()
+    about = {
+        "helicone-property-key": key,
+        "helicone-user-id": key,
+        "helicone-session-id": key,
+        "user-agent": f"a {key}",
+    }
+    gateway.post(url, json=chat(user=key), headers=about | {"x-api-key": key, "x-request-id": key})
+    audio = {"file": ("a.mp3", b"ID3", "audio/mpeg")}
+    fields = {"model": "whisper-1", "api_key": canary(), "client_secret": canary()}
+    gateway.post("/oai/v1/audio/transcriptions", data=fields, files=audio)
+    gateway.post(url, data=fields)
+    basic = base64.b64encode(f"user:{canary('')}".encode()).decode()
+    gateway.post(url, json=chat(), headers={"authorization": f"Basic {basic}"})
+    for _ in range(2):
+        on = {"helicone-cache-enabled": "true", "authorization": f"Bearer sk-{MARK}x0002abcdefghijklmnop"}
+        kept = gateway.post(url, json=chat(temperature=0.9), headers=on)
+        assert kept.headers["helicone-cache"] == "MISS"  # it says a key back, and is kept for nobody
 
 
 def tell(api: httpx.Client, said: list[str]) -> None:
@@ -196,6 +232,12 @@ def tell(api: httpx.Client, said: list[str]) -> None:
     }
     spans = {"resourceSpans": [{"scopeSpans": [{"spans": [span | {"attributes": attributes}]}]}]}
     api.post("/v1/traces", json=spans, headers={"authorization": f"Bearer {canary()}"})
+    api.post(
+        "/oai/v1/log", json=log | {"providerResponse": {"textBody": f'{{"api_key": "{canary()}"}}', "status": 200}}
+    )
+    wrongs: list[Any] = [{"providerRequest": canary()}, {**log, "timing": canary()}, [canary()], canary()]
+    said.extend(api.post("/oai/v1/log", json=wrong).text for wrong in wrongs)
+    api.post("/v1/traces", content=canary().encode(), headers={"content-type": "application/json"})
     said.append(api.post("/v1/nope?api_key=" + canary(), json={"api_key": canary()}).text)
 
 
@@ -272,10 +314,9 @@ def test_no_command_shows_a_key(place: Place) -> None:
 
 
 def test_keys_are_told_apart_by_a_fingerprint_of_this_install(place: Place) -> None:
-    shown = heliproxy(place.served.home, "sql", "SELECT DISTINCT key_fingerprint FROM requests", "--json")
-    if shown.returncode != 0:
-        pytest.skip("there is no sql command")
-    prints = [row["key_fingerprint"] for row in json.loads(shown.stdout)]
+    prints = [
+        row["key_fingerprint"] for row in query(place.served.home, "SELECT DISTINCT key_fingerprint FROM requests")
+    ]
     assert len(prints) > 20
     assert all(found is None or re.fullmatch("[0-9a-f]{12}", found) for found in prints)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from heliproxy.formats.reading import load
 
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+_TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
+"""A string, its closing quote apart: one without an end is read once, and not from each quote in it again."""
 _TRIES = 40
 """Commas tried, from the end, to find a place where the JSON can be closed."""
 
@@ -27,8 +28,7 @@ def _closed(text: str) -> Any:
     end = 0
     for match in _TOKENS.finditer(text):
         mark = match.group()
-        # A quote between two matches starts a string without an end.
-        if '"' in text[end : match.start()]:
+        if mark[0] == '"' and not match[1]:
             break
         end = match.end()
         if mark in "{[":

@@ -33,7 +33,9 @@ MEANING_HEADERS = (
     "openai-project",
     "x-goog-user-project",
 )
-_CREDENTIAL = re.compile(r"(?:^|-)(?:authorization|cookie|api-?key|key|token|secret|auth|jwt|signature)$")
+_CREDENTIAL = re.compile(
+    r"(?:^|[-_])(?:authorization|cookie|api-?key|key|key[-_]id|token|secret|auth|jwt|signature|credentials?|password)$"
+)
 _NO_CREDENTIAL = frozenset({"idempotency-key", "x-idempotency-key"})
 
 # Never replayed: hop-by-hop fields (RFC 9110 section 7.6.1), cookies, lengths that the shell recomputes.

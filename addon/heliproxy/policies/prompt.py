@@ -19,10 +19,8 @@ MAX_INPUTS = 50
 MAX_KEY = 64
 MAX_VALUE = 1024
 _MARK = b"helicone-"
-_TAG = re.compile(
-    r"<helicone-(?P<kind>prompt-input|auto-prompt-input)(?P<attributes>(?:\s[^<>]*)?)(?:/>|>(?P<text>.*?)</helicone-(?P=kind)\s*>)",
-    re.DOTALL,
-)
+_OPEN = re.compile(r"<helicone-(prompt-input|auto-prompt-input)((?:\s[^<>]*)?/?)>")
+_CLOSE = {kind: re.compile(rf"</helicone-{kind}\s*>") for kind in ("prompt-input", "auto-prompt-input")}
 _STATIC = re.compile(r"</?helicone-prompt-static\s*>")
 _ATTRIBUTE = re.compile(r"""\b(?:key|idx)\s*=\s*(?:"([^"]*)"|'([^']*)'|\{?["']?([\w.-]+)["']?\}?)""")
 
@@ -78,11 +76,23 @@ def _strip(text: str, inputs: dict[str, str], *, keep_tag: bool) -> str:
     if "helicone-" not in text:
         return text
 
-    def replace(found: re.Match[str]) -> str:
-        attribute = _ATTRIBUTE.search(found["attributes"])
+    kept: list[str] = []
+    at, place = 0, 0
+    unclosed: set[str] = set()
+    while opened := _OPEN.search(text, place):
+        kind, attributes = opened.groups()
+        content, end = "", opened.end()
+        if not attributes.endswith("/"):
+            # Asked once for the last one without an end, not again for each of thousands.
+            closed = None if kind in unclosed else _CLOSE[kind].search(text, end)
+            if closed is None:
+                unclosed.add(kind)
+                place = end
+                continue
+            content, end = text[opened.end() : closed.start()], closed.end()
+        attribute = _ATTRIBUTE.search(attributes)
         key = next((group for group in attribute.groups() if group is not None), "") if attribute else ""
-        content = found["text"] or ""
         inputs[key or str(len(inputs))] = content
-        return f'<helicone-{found["kind"]} key="{key}" />' if keep_tag else content
-
-    return _STATIC.sub("", _TAG.sub(replace, text))
+        kept += text[at : opened.start()], f'<helicone-{kind} key="{key}" />' if keep_tag else content
+        at = place = end
+    return _STATIC.sub("", "".join((*kept, text[at:])))
