@@ -20,12 +20,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from heliproxy import price_table
+from heliproxy.exchange import Usage
+from heliproxy.home import PRICES_DATE_NAME
 from heliproxy.policies.tokenlimit import context_size
 from heliproxy.price_dump import plain
 from heliproxy.price_lines import provider_line, read_lines
 from heliproxy.price_models import Named, Tiered, TimeOfDay
 from heliproxy.price_rates import Tier
 from heliproxy.price_table import PriceTable, load_bundled, load_json, period_at, standard_prices
+from heliproxy.services import _pricing
+from heliproxy.settings import Settings
 
 REMAKE = "run scripts/price_data.py"
 CONTENT = (files("heliproxy") / "price_data" / price_table.DATA_FILE).read_bytes()
@@ -72,6 +76,8 @@ from pathlib import Path
 
 from heliproxy.exchange import Usage
 from heliproxy.pricing import Prices
+from heliproxy.exchange import Usage
+from heliproxy.home import PRICES_DATE_NAME
 from heliproxy.policies.tokenlimit import context_size
 
 prices = Prices(Path(sys.argv[1]))
@@ -283,3 +289,20 @@ def test_times_of_day_of_other_zones_are_utc_times() -> None:
     ).providers  # fmt: skip
     [model] = provider.models
     assert model.periods[1].constraint == TimeOfDay(time(16, 30), time(18, 0))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The proxy
+
+
+def test_day_of_the_prices_is_noted_in_the_home(tmp_path: Path) -> None:
+    assert _pricing(Settings(home=tmp_path), b"secret").prices.snapshot_date == date.fromisoformat(
+        (tmp_path / PRICES_DATE_NAME).read_text("ascii")
+    )
+
+
+def test_home_that_takes_no_file_is_no_reason_not_to_price(tmp_path: Path) -> None:
+    (tmp_path / PRICES_DATE_NAME).mkdir()
+    pricing = _pricing(Settings(home=tmp_path), b"secret")
+    at = datetime(2026, 8, 1, tzinfo=UTC)
+    assert pricing.prices.cost("openai", ["gpt-4o-mini"], Usage(1000, output_tokens=0), at, {}) is not None

@@ -31,10 +31,8 @@ logger = logging.getLogger(__name__)
 BATCH_SECONDS = 0.2
 """A row waits at most this long before it is committed."""
 BATCH_ROWS = 500
-IDLE_SECONDS = 0.3
-"""Without anything to do for this long, the recorder gets its prices ready."""
 LOOK_SECONDS = 0.25
-"""How often the calls under way are looked at."""
+"""How often the calls under way are looked at; before the first time, a program that starts is left alone."""
 OPEN_AFTER_SECONDS = 0.5
 """A call that runs longer than this gets its row before it is over, so that a crash does not hide it."""
 SWEEP_SECONDS = 60.0
@@ -135,7 +133,9 @@ class Recorder:
         self._presence: Presence | None = None
         self._commit_at: float | None = None
         self._logs_at: float | None = None
-        self._look_at = self._sweep_at = 0.0
+        self._look_at = clock() + LOOK_SECONDS
+        self._sweep_at = 0.0
+        self._ready = False
         self._over = False
 
     def start(self) -> None:
@@ -301,17 +301,11 @@ class Recorder:
     def _work(self) -> None:
         """Take what comes, commit in batches, look after the calls under way; until the end."""
         assert self.writer is not None
-        ready = False
         while True:
             try:
-                item = self._queue.get(
-                    timeout=self._patience() if ready or self._commit_at or self._logs_at else IDLE_SECONDS
-                )
+                item = self._queue.get(timeout=self._patience())
             except queue.Empty:
                 item = _NOTHING
-                if not ready and self._commit_at is None:
-                    ready = True
-                    self._get_ready()
             if item is None:
                 self._over = True
                 self._end()
@@ -353,6 +347,9 @@ class Recorder:
         """Open the rows of calls that have been under way for a while; mark those of dead processes."""
         assert self.writer is not None
         self._look_at = now + LOOK_SECONDS
+        if not self._ready:
+            self._ready = True
+            self._get_ready()
         try:
             live = set(self.live())
             self._opened = {exchange: seen for exchange, seen in self._opened.items() if exchange in live}

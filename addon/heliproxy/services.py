@@ -221,14 +221,15 @@ def open_services(settings: Settings) -> Services:
 
 
 def _pricing(settings: Settings, secret: bytes) -> Pricing:
-    # Imported on the recorder's thread, when the first row is made: a proxy starts without them.
+    # Imported on the recorder's thread, once the proxy has started or a row wants a price.
     from heliproxy.pricing import Prices
     from heliproxy.tokens import estimate
 
     prices = Prices(settings.home)
     if prices.snapshot_date is not None:
-        make_private_file(settings.home / PRICES_DATE_NAME)
-        (settings.home / PRICES_DATE_NAME).write_text(prices.snapshot_date.isoformat(), "ascii")
+        with contextlib.suppress(OSError):  # a full disk is no reason not to price
+            make_private_file(settings.home / PRICES_DATE_NAME)
+            (settings.home / PRICES_DATE_NAME).write_text(prices.snapshot_date.isoformat(), "ascii")
     keep_for_good()
     return Pricing(prices, estimate, secret)
 
