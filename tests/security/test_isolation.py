@@ -38,7 +38,7 @@ def up() -> Iterator[Upstream]:
 def run(up: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("isolation") / "home"
     upstreams = parse_upstreams(f"{host}={up.url}/{number}" for number, host in enumerate(HOSTS))
-    allowed = (f"127.0.0.1:{up.port}",)
+    allowed = (f"127.0.0.1:{up.port}", f"localhost:{up.port}")
     with ProxyThread(Settings(home=home, port=0, api_port=None, upstreams=upstreams, allowed_targets=allowed)) as proxy:
         run = Running(proxy, home)
         yield run
@@ -125,3 +125,30 @@ def test_a_fallback_has_its_own_key_and_nothing_else(run: Running, up: Upstream)
         assert "sk-client" not in text
         assert "sk-helicone" not in text
     assert "sk-a" not in str(second.headers)
+
+
+def test_a_key_in_the_query_is_the_first_targets(run: Running, up: Upstream) -> None:
+    up.asked.clear()
+    first = {"target-url": f"http://127.0.0.1:{up.port}", "headers": {"x-fail": "1"}, "onCodes": [500]}
+    other = {"target-url": f"http://localhost:{up.port}", "headers": {}, "onCodes": [500]}
+    sent = {"helicone-fallbacks": json.dumps([first, first, other])}
+    url = f"{run.url}/v1/gateway/v1/chat/completions?alt=sse&key=sk-query"
+    assert run.direct().post(url, json=CHAT, headers=sent).status_code == 200
+    with_key, without = "/v1/chat/completions?alt=sse&key=sk-query", "/v1/chat/completions?alt=sse"
+    assert [asked.path for asked in up.asked] == [with_key, with_key, without]
+
+
+def test_the_ai_gateway_sends_a_provider_its_own_key_only(
+    run: Running, up: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up.asked.clear()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
+    names = ("authorization", "x-api-key", "xi-api-key", "x-auth-token", "cookie", "x-amz-security-token", "my_api_key")
+    sent = dict.fromkeys(names, "sk-client") | {"x-other": "kept"}
+    url = f"{run.url}/ai-gateway/v1/chat/completions?key=sk-client"
+    answer = run.direct().post(url, json=CHAT | {"model": "gpt-4o-mini/openai"}, headers=sent)
+    assert answer.status_code == 200, answer.text
+    (asked,) = up.asked
+    assert asked.header("authorization") == "Bearer sk-of-openai"
+    assert asked.header("x-other") == "kept"
+    assert "sk-client" not in str(asked)
