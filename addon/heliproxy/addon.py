@@ -32,6 +32,7 @@ from heliproxy import (
     flows,
     hosts,
     mitm_options,
+    quick_tls,
     targets,
     trailers,
 )
@@ -164,6 +165,7 @@ class Heliproxy:
         fast_layers.use()
         trailers.use()
         bounds.use()
+        quick_tls.use(ctx.master)
         self._retries_off = attempts.available()
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)

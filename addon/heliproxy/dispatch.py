@@ -50,6 +50,10 @@ class DirectDispatch(AddonManager):
         self._known = {}
         super().clear()  # type: ignore[no-untyped-call]
 
+    def forget(self) -> None:
+        """Look all handlers up anew: an addon has got others."""
+        self._known = {}
+
     def _handlers(self, event: hooks.Hook) -> list[tuple[Any, Callable[..., Any] | None]]:
         found = self._known.get(event.name)
         if found is None:
