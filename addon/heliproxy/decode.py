@@ -134,16 +134,18 @@ def _stages(encoding: str | None) -> list[_Stage]:
 class Decoder:
     """Decodes one body piece by piece; at most `limit` bytes come out in all.
 
-    `full` is true once the limit cut something off, `broken` once the input could not be decoded any further.
+    `full` is true once the limit cut something off, `broken` once the input could not be decoded any further; `taken`
+    says how much of the input was looked at.
     """
 
-    __slots__ = ("_room", "_stages", "broken", "full")
+    __slots__ = ("_room", "_stages", "broken", "full", "taken")
 
     def __init__(self, encoding: str | None, limit: int) -> None:
         self._stages = _stages(encoding)
         self._room = limit
         self.full = False
         self.broken = False
+        self.taken = 0
 
     def _over(self) -> bool:
         return self.full or self.broken
@@ -155,12 +157,15 @@ class Decoder:
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """As `feed`, but piece by piece, each of about a megabyte at most: little input may stand for very much."""
         if not self._stages and not self._over():
+            self.taken += len(data)
             yield self._cut(data)
             return
         for start in range(0, len(data), _SLICE):
             if self._over():
                 return
-            yield from self._run(data[start : start + _SLICE], 0)
+            piece = data[start : start + _SLICE]
+            self.taken += len(piece)
+            yield from self._run(piece, 0)
 
     def _cut(self, data: bytes) -> bytes:
         if len(data) > self._room:

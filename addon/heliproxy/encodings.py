@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -103,7 +104,9 @@ def load(name: str) -> Encoding | None:
         from tiktoken import Encoding
 
         ranks = _read_ranks(name)
-        return Encoding(name=f"heliproxy_{name}", pat_str=_PATTERNS[name], mergeable_ranks=ranks, special_tokens={})
+        encoding = Encoding(name=f"heliproxy_{name}", pat_str=_PATTERNS[name], mergeable_ranks=ranks, special_tokens={})
+        encoding._mergeable_ranks = {}  # what counts has its own copy; this one is 27 MB that only decoding reads
+        return encoding
     except Exception as e:  # whatever is wrong with the file: estimates get coarser, rows still get written
         logger.warning("token counts are guessed from the text's length: %s cannot be loaded: %s", name, e)
         return None
@@ -118,7 +121,7 @@ def _read_ranks(name: str) -> dict[bytes, int]:
     if digest != SHA256[name]:
         raise ValueError(f"its rank file has sha256 {digest}, expected {SHA256[name]}")
     ranks = {}
-    for line in content.splitlines():
+    for line in io.BytesIO(content):  # not all lines at once: they are 200,000
         token, _, rank = line.partition(b" ")
         ranks[base64.b64decode(token)] = int(rank)
     return ranks

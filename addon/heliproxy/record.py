@@ -51,7 +51,7 @@ STORED_LIMIT = 1024 * 1024
 STREAM_LIMIT = 256 * 1024 * 1024
 """Decoded bytes of one stream we read before giving up on it (hours of tokens; a bomb is stopped)."""
 PLAUSIBLE_RATIO = 250
-"""Decoded bytes for one encoded that a long stream may have; event streams have about 20, bombs a thousand."""
+"""Decoded bytes for one encoded that a long body may have; event streams have about 20, bombs a thousand."""
 
 USAGE_LIMIT = 64 * 1024
 """Characters of a provider's usage object that are kept."""
@@ -84,7 +84,7 @@ class Pricing:
 class Sink:
     """Takes a streamed response piece by piece: keeps its head, feeds the format's parser with the rest."""
 
-    __slots__ = ("bomb", "broken", "decoded", "decoder", "encoded", "head", "parser", "raw", "truncated")
+    __slots__ = ("bomb", "broken", "decoded", "decoder", "head", "parser", "raw", "truncated")
 
     def __init__(self, exchange: Exchange) -> None:
         headers = lower_headers(exchange.response_headers)
@@ -98,7 +98,7 @@ class Sink:
         # One byte more than is read, so that what was cut off shows.
         limit = STREAM_LIMIT if self.parser is not None else DECODE_LIMIT + 1
         self.decoder = Decoder(headers.get("content-encoding"), limit)
-        self.encoded = self.decoded = 0
+        self.decoded = 0
         self.bomb = False
         self.head = bytearray()
         self.truncated = False
@@ -111,13 +111,13 @@ class Sink:
             self.raw += data
             if len(self.raw) > MAX_ENTRY_BYTES:
                 self.raw = None
-        self.encoded += len(data)
         for decoded in self.decoder.pieces(data):
             self._take(decoded)
             self.decoded += len(decoded)
-            if self.decoded > DECODE_LIMIT and self.decoded > PLAUSIBLE_RATIO * self.encoded:
+            taken = self.decoder.taken
+            if self.decoded > DECODE_LIMIT and self.decoded > PLAUSIBLE_RATIO * taken:
                 self.bomb = self.decoder.broken = self.truncated = True
-                self.broken = self.broken or f"{self.encoded} bytes decode to more than {DECODE_LIMIT}"
+                self.broken = self.broken or f"{taken} bytes decode to more than {DECODE_LIMIT}"
 
     def _take(self, decoded: bytes) -> None:
         limit = STORED_LIMIT if self.parser is not None else DECODE_LIMIT

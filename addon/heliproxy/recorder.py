@@ -437,6 +437,8 @@ class Recorder:
                 self._record(result)
         for act in exchange.after:
             self._act(act, exchange, outcome)
+        # mitmproxy's objects may keep the exchange until the next full garbage collection, and this much with it.
+        exchange.sink, exchange.chunks, exchange.request_decoded = None, [], b""
 
     def _build(self, exchange: Exchange) -> tuple[Record, Outcome]:
         """Everything about a call; what HTTP alone says of it when something in here fails."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliproxy.faults import Faults
 from heliproxy.gates import Gates
+from heliproxy.heap import give_back
 from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, make_private_file, make_private_folder
 from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
@@ -166,6 +167,7 @@ class Services:
         """
         home = self.settings.home
         make_private_folder(home)
+        give_back()
         self.faults.install()
         secret = install_secret(home)
         self.recorder = Recorder(Store(home / DATABASE_NAME).writer, lambda: _pricing(self.settings, secret))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -75,6 +78,24 @@ def test_answers_that_unpack_to_much_pass_as_they_are(proxy: Served, encoding: s
     with costing_at_most(proxy, BOMB_MIB):
         reply = proxy.ask(headers={"x-bomb": encoding, "x-type": kind})
         assert (reply.status, reply.body) == (200, bomb(encoding))
+
+
+def test_twenty_at_once_cost_hardly_more_than_one(proxy: Served) -> None:
+    with costing_at_most(proxy, BOMB_MIB), ThreadPoolExecutor(20) as clients:
+        for encoding in ("br", "gzip"):
+            bomb(encoding)  # made once, before twenty threads of the upstream would make it
+            replies = list(clients.map(lambda _, e=encoding: proxy.ask(headers={"x-bomb": e}).status, range(20)))
+            assert replies == [200] * 20
+
+
+def test_what_a_bomb_took_is_given_back(proxy: Served) -> None:
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        pytest.skip("it is glibc that keeps memory")
+    before = proxy.resident_mib()
+    for encoding in ENCODINGS:
+        proxy.ask(headers={"x-bomb": encoding})
+    proxy.health(flush=True)
+    assert proxy.resident_mib() - before < 12
 
 
 @pytest.mark.parametrize("policies", [{}, {"Helicone-Cache-Enabled": "true", "Helicone-LLM-Security-Enabled": "true"}])
