@@ -25,6 +25,7 @@ from mitmproxy import connection, ctx, exceptions, http, tls
 from heliproxy import (
     attempts,
     bounds,
+    direct_read,
     dispatch,
     entry,
     fallbacks,
@@ -163,6 +164,7 @@ class Heliproxy:
         mitm_options.let_ours_time_out_first(options, self.settings)
         dispatch.use(ctx.master)
         fast_layers.use()
+        direct_read.use()
         trailers.use()
         bounds.use()
         quick_tls.use(ctx.master)

@@ -48,16 +48,15 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 from mitmproxy.proxy.layers.modes import HttpProxy
 from mitmproxy.proxy.layers.tls import HTTP_ALPNS, ClientTLSLayer, ServerTLSLayer, TLSLayer
 from mitmproxy.proxy.tunnel import TunnelState
-from OpenSSL import SSL
 
 from heliproxy.dispatch import DirectDispatch
+from heliproxy.fast_tls import decrypt, encrypt, joined, outgoing
+from heliproxy.passing import Passage, passage, reads_body
 
 ROOT = "heliproxy_root"
 """Under this name a connection's first layer keeps its `Root`."""
 _REQUEST = re.compile(rb"[A-Z]{3,} [^\r\n]")
 """How an HTTP/1 request begins, of those methods that are used."""
-RECORDS = 65535
-"""Bytes of plain text that are asked of TLS at once."""
 
 
 def use() -> None:
@@ -178,11 +177,12 @@ def choose(nextlayer: NextLayer, allowed: Callable[[str], object]) -> None:
 class _Wire:
     """The codec of one HTTP/1 connection, and the TLS below it if driving that is up to the HTTP layer."""
 
-    __slots__ = ("codec", "tls")
+    __slots__ = ("codec", "passage", "tls")
 
     def __init__(self, codec: Http1Server | Http1Client, tls: ServerTLSLayer | None) -> None:
         self.codec = codec
         self.tls = tls
+        self.passage: Passage | None = None
 
 
 def _wire_of(top: Layer | None) -> _Wire | None:
@@ -201,39 +201,26 @@ def _wire_of(top: Layer | None) -> _Wire | None:
     return None
 
 
-def _decrypt(tls: TLSLayer, data: bytes) -> tuple[bytes, bool, str | None]:
-    """Plain text, whether the peer has ended the session, and an error of TLS."""
-    connection = tls.tls
-    connection.bio_write(data)
-    found = []
-    while True:
-        try:
-            found.append(connection.recv(RECORDS))
-        except SSL.WantReadError:
-            return _joined(found), False, None
-        except SSL.ZeroReturnError:
-            return _joined(found), True, None
-        except SSL.Error as e:
-            return _joined(found), False, f"TLS Error: {e}"
-
-
-def _joined(chunks: list[bytes]) -> bytes:
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
 def _receive(
     tls: TLSLayer, data: bytes, on: Callable[[events.Event], Iterator[commands.Command]]
 ) -> CommandGenerator[None]:
     """Decrypt what came for a TLS layer, answer what TLS itself wants answered, and hand the plain text on."""
-    plain, ended, error = _decrypt(tls, data)
+    plain, ended, error = decrypt(tls.tls, data)
     if error is not None:
         yield commands.Log(error, WARNING)
-    yield from tls.tls_interact()
+    yield from _send_pending(tls)
     if plain:
         yield from on(events.DataReceived(tls.conn, plain))
     if ended:
         tls.conn.state &= ~ConnectionState.CAN_READ
         yield from on(events.ConnectionClosed(tls.conn))
+
+
+def _send_pending(tls: TLSLayer) -> CommandGenerator[None]:
+    """What TLS itself wants to have sent."""
+    data = outgoing(tls.tls)
+    if data:
+        yield commands.SendData(tls.conn, data)
 
 
 class FlatLayer(HttpLayer):
@@ -255,11 +242,32 @@ class FlatLayer(HttpLayer):
         if wire is None:
             yield from super()._handle_event(event)
             return
-        codec = wire.codec
         if wire.tls is None:
-            yield from self._drive(codec, codec._handle_event(event))
+            yield from self._read(wire, event)
         else:
-            yield from _receive(wire.tls, event.data, lambda plain: self._drive(codec, codec._handle_event(plain)))
+            yield from _receive(wire.tls, event.data, partial(self._read, wire))
+
+    def _read(self, wire: _Wire, event: events.Event) -> CommandGenerator[None]:
+        """Handle what a connection's HTTP/1 codec gets to see."""
+        codec = wire.codec
+        if type(codec) is Http1Client and type(event) is events.DataReceived and reads_body(codec):
+            way = wire.passage or self._passage(wire, codec)
+            passed = way.take(event.data) if way is not None else None
+            if way is None or passed is None:
+                wire.passage = None
+            else:
+                if passed:
+                    yield commands.SendData(self.context.client, passed)
+                if not way.rest:
+                    return
+                event = events.DataReceived(event.connection, b"")
+        yield from self._drive(codec, codec._handle_event(event))
+
+    def _passage(self, wire: _Wire, codec: Http1Client) -> Passage | None:
+        assert codec.stream_id is not None
+        client = self._wire(self.context.client)
+        wire.passage = passage(codec, self.streams.get(codec.stream_id), client.codec if client is not None else None)
+        return wire.passage
 
     def event_to_child(self, child: Layer, event: events.Event) -> CommandGenerator[None]:
         return self._drive(child, child.handle_event(event))
@@ -372,10 +380,10 @@ class _Output:
         if not self.chunks:
             return
         assert self.connection is not None
-        data = _joined(self.chunks)
+        data = joined(self.chunks)
         self.chunks = []
         if self.tls is not None:
-            yield from self.tls.send_data(data)
+            yield commands.SendData(self.tls.conn, encrypt(self.tls.tls, data))
         else:
             yield commands.SendData(self.connection, data)
 
@@ -417,7 +425,7 @@ class Express:
             if not isinstance(command, commands.ConnectionCommand) or command.connection is not self._client:
                 yield command
             elif isinstance(command, commands.SendData):
-                yield from tls.send_data(command.data)
+                yield commands.SendData(self._client, encrypt(tls.tls, command.data))
             elif isinstance(command, commands.CloseConnection):
                 yield commands.CloseConnection(self._client)  # as a tunnel does: never by half
             else:

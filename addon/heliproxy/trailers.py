@@ -43,10 +43,9 @@ class TrailerReader(ChunkedReader):
     """
 
     def __call__(self, buf: ReceiveBuffer) -> Any:
-        if not (self._reading_trailer or self._bytes_in_chunk):
-            whole = self._whole_chunks(buf)
-            if whole:
-                return h11.Data(data=whole)
+        whole = self.whole_chunks(buf)
+        if whole:
+            return h11.Data(data=whole)
         event = super().__call__(buf)
         if type(event) is h11.EndOfMessage and event.headers:
             codec: Any = vars(buf)[_OWNER]
@@ -56,8 +55,10 @@ class TrailerReader(ChunkedReader):
             return h11.EndOfMessage()
         return event
 
-    def _whole_chunks(self, buf: ReceiveBuffer) -> bytes:
+    def whole_chunks(self, buf: ReceiveBuffer) -> bytes:
         """Take the chunks at the start of the buffer that are there with both their ends, RFC 9112 section 7.1."""
+        if self._reading_trailer or self._bytes_in_chunk:
+            return b""
         data = buf._data
         place = len(self._bytes_to_discard)  # the end of a chunk whose data came without it
         if not data.startswith(self._bytes_to_discard):

@@ -1,0 +1,114 @@
+"""Hands what a socket has received to mitmproxy where it arrives, without waking a task for it.
+
+mitmproxy reads each connection in a task of its own: what arrives goes into a buffer, the task is woken by the event
+loop's next turn, copies it out, handles it, and asks each writer in turn whether it must wait. Handling is one function
+that never waits, so here it is called at once, as long as the task does wait for data and nothing is in the buffer. All
+else (end, errors, cancellation, what came before the task did) stays the task's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from asyncio import Lock, StreamReader
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from mitmproxy.connection import Connection
+from mitmproxy.proxy import events
+from mitmproxy.proxy.server import ConnectionHandler
+
+logger = logging.getLogger(__name__)
+
+HandleConnection = Callable[[ConnectionHandler, Connection], Coroutine[Any, Any, None]]
+
+HIGH_WATER = 64 * 1024
+"""asyncio's own mark: with more than this unsent, a writer is to be waited for."""
+
+_writing: set[asyncio.Task[None]] = set()
+"""Connections that are not read from until what they have caused to be written is on its way."""
+
+
+def _feed(handler: ConnectionHandler, connection: Connection, reader: StreamReader) -> None:
+    """Have a connection's data handled as they arrive."""
+    buffer: Any = reader
+    lock: Any = handler._server_event_lock
+    wait = reader.feed_data
+
+    def feed_data(data: bytes) -> None:
+        waiter = buffer._waiter
+        if waiter is None or waiter.done() or buffer._buffer or lock._locked or lock._waiters or not data:
+            wait(data)
+            return
+        step = handler.server_event(events.DataReceived(connection, data))
+        try:
+            step.send(None)
+        except StopIteration:
+            pass
+        else:
+            raise RuntimeError("mitmproxy waits while it handles an event")
+        for transport in handler.transports.values():
+            socket: Any = getattr(transport.writer, "transport", None)  # the writers of UDP and WireGuard have none
+            if socket is not None and socket.get_write_buffer_size() > HIGH_WATER:
+                _pause(handler, reader)
+                break
+
+    buffer.feed_data = feed_data
+
+
+def _pause(handler: ConnectionHandler, reader: StreamReader) -> None:
+    transport: Any = reader._transport  # type: ignore[attr-defined]
+    transport.pause_reading()
+
+    async def drain() -> None:
+        try:
+            await handler.drain_writers()
+        finally:
+            transport.resume_reading()
+
+    task = asyncio.get_running_loop().create_task(drain())
+    _writing.add(task)
+    task.add_done_callback(_writing.discard)
+
+
+def _directly(handle: HandleConnection) -> HandleConnection:
+    async def handle_connection(self: ConnectionHandler, connection: Connection) -> None:
+        reader = self.transports[connection].reader
+        if type(reader) is StreamReader:
+            _feed(self, connection, reader)
+        try:
+            await handle(self, connection)
+        finally:
+            if type(reader) is StreamReader:
+                vars(reader).pop("feed_data", None)
+
+    return handle_connection
+
+
+def problem() -> str | None:
+    """Why this does not fit the installed Python and mitmproxy, or None if it does."""
+    handle = inspect.unwrap(ConnectionHandler.handle_connection)
+    if tuple(inspect.signature(handle).parameters) != ("self", "connection"):
+        return "mitmproxy's handle_connection is not as it was"
+    for owner, names in ((StreamReader, ("_waiter", "_buffer", "_transport")), (Lock, ("_locked", "_waiters"))):
+        missing = [name for name in names if name not in owner.__init__.__code__.co_names]
+        if missing:
+            return f"asyncio's {owner.__name__} has no {missing[0]}"
+    return None
+
+
+_used = False
+
+
+def use() -> None:
+    """Change how mitmproxy reads its connections in this process, once."""
+    global _used
+    if _used:
+        return
+    reason = problem()
+    if reason is not None:
+        logger.debug("connections are read as mitmproxy does it: %s", reason)
+        return
+    _used = True
+    ConnectionHandler.handle_connection = _directly(ConnectionHandler.handle_connection)  # type: ignore[assignment, method-assign]
