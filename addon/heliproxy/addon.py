@@ -25,6 +25,7 @@ from mitmproxy import connection, ctx, exceptions, http, tls
 from heliproxy import (
     attempts,
     bounds,
+    client_hello,
     direct_read,
     dispatch,
     entry,
@@ -167,6 +168,7 @@ class Heliproxy:
         direct_read.use()
         trailers.use()
         bounds.use()
+        client_hello.use()
         quick_tls.use(ctx.master)
         self._retries_off = attempts.available()
         if self._retries_off:
