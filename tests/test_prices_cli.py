@@ -144,6 +144,8 @@ def test_table_stored_by_an_older_version_is_read(home: Path, published: Any, in
         (b'"input_mtok":7', b'"input_mtok":-7'),
         (b'{"equals":"gpt-99"}', b'{"eqauls":"gpt-99"}'),
         (b'"version":"', b'"version":7,"v":"'),
+        (b'"dated":"', b'"dated":"on '),
+        (b'"dated":"', b'"dated":5,"d":"'),
     ],
 )
 def test_stored_table_that_was_damaged_is_refused(
@@ -157,6 +159,23 @@ def test_stored_table_that_was_damaged_is_refused(
     file.write_bytes(file.read_bytes().replace(old, new))
     assert "input $2.5, cache_read $1.25, output $10" in invoke("show", "gpt-4o", home=home).stdout
     assert "the stored price table is not used: " in caplog.text
+
+
+def test_stored_table_is_read_as_its_models_are_called(home: Path, published: Any) -> None:
+    home.mkdir()
+    price_update.store_table(home, json.dumps(changed(published)).encode(), "data.json")
+    table = Prices(home).table
+    assert table.find("openai", "gpt-99") is not None
+    assert [provider.id for provider in table.providers if provider._models is not None] == ["openai"]
+    assert table.dated == Prices(None).table.dated
+
+
+def test_stored_table_that_was_edited_is_checked_and_used(home: Path, published: Any) -> None:
+    home.mkdir()
+    price_update.store_table(home, json.dumps(changed(published)).encode(), "data.json")
+    file = home / "prices.json"
+    file.write_bytes(file.read_bytes().replace(b'"input_mtok":7,', b'"input_mtok":8,'))
+    assert "input $8, output $9" in invoke("show", "gpt-4o", home=home).stdout
 
 
 def test_data_that_genai_prices_itself_refuses_changes_nothing(home: Path, tmp_path: Path, published: Any) -> None:

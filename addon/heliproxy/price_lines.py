@@ -1,11 +1,13 @@
 """Price data as text: JSON with one provider a line, so that a provider can be read without the others.
 
-`{"version":"genai-prices 0.2.3","dated":"2026-10-14","providers":[`, then lines such as
-`{"id":"openai",...,"models":[...]},`, then `]}`.
+`{"version":"genai-prices 0.2.3","dated":"2026-10-14","sha256":"...","providers":[`, then lines such as
+`{"id":"openai",...,"models":[...]},`, then `]}`. A file whose providers have that digest was checked when it was
+written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +31,21 @@ def head_of(line: bytes) -> Any:
     return json.loads(head + b"}" if cut else line)
 
 
-def write_lines(version: str, providers: Iterable[dict[str, Any]], dated: date | None = None) -> bytes:
-    """The whole file; `dated` is told to those who do not want to read all of it to find out."""
-    facts = {"version": version} | ({} if dated is None else {"dated": dated.isoformat()})
-    lines = b",\n".join(map(provider_line, providers))
-    return _compact(facts)[:-1] + b',"providers":[\n' + lines + b"\n]}\n"
+def write_lines(version: str, providers: Iterable[dict[str, Any]], dated: date | None) -> bytes:
+    """The whole file; the providers must have been checked."""
+    lines = list(map(provider_line, providers))
+    facts = {"version": version, "dated": dated and dated.isoformat(), "sha256": digest(lines)}
+    return _compact(facts)[:-1] + b',"providers":[\n' + b",\n".join(lines) + b"\n]}\n"
+
+
+def is_in_lines(content: bytes) -> bool:
+    """Whether a file was written by `write_lines`, and not cut short."""
+    first = content.partition(b"\n")[0]
+    return first.startswith(b'{"version":') and first.endswith(b'"providers":[') and content.endswith(b"\n]}\n")
+
+
+def digest(lines: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
 def read_lines(content: bytes) -> tuple[dict[str, Any], list[bytes]]:

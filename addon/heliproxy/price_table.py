@@ -236,8 +236,14 @@ def load_bundled() -> PriceTable:
             return load_installed(installed)
         except Exception as e:  # a later package may be made in another way
             logger.warning("the prices of the installed genai-prices %s are not used: %s", installed, e)
+    return from_lines(facts, lines)
+
+
+def from_lines(facts: Mapping[str, Any], lines: Iterable[bytes]) -> PriceTable:
+    """A table from a file that was checked when it was written; models are read as they are called."""
+    dated = facts.get("dated")
     providers = [read_provider(head_of(line), line) for line in lines]
-    return PriceTable(providers, facts["version"], date.fromisoformat(facts["dated"]))
+    return PriceTable(providers, facts["version"], date.fromisoformat(str(dated)) if dated else None)
 
 
 def load_installed(number: str) -> PriceTable:

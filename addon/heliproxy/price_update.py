@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .price_lines import read_lines, write_lines
+from .price_lines import digest, is_in_lines, read_lines, write_lines
 from .price_overrides import write_atomically
 
 if TYPE_CHECKING:
@@ -26,22 +25,19 @@ _MUST_PRICE = (("openai", "gpt-4o"), ("anthropic", "claude-sonnet-4-5"), ("googl
 
 def read_stored(path: Path) -> PriceTable | None:
     """The table stored by an update, None when there is none. Raises OSError, ValueError."""
-    from .price_table import load_json, load_lines
+    from .price_table import from_lines, load_json, load_lines
 
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    if _is_in_lines(content):
+    if is_in_lines(content):
         facts, lines = read_lines(content)
-        return load_lines(lines, facts["version"])
+        if not isinstance(facts.get("version"), str):
+            raise ValueError(f"{path.name} is not a price table: no 'version'")
+        return from_lines(facts, lines) if facts.get("sha256") == digest(lines) else load_lines(lines, facts["version"])
     providers, version = unpack(content, path.name)
     return load_json(providers, version)
-
-
-def _is_in_lines(content: bytes) -> bool:
-    """Whether a file was written by `store_table`, and not cut short; older versions wrote all of it as one line."""
-    return re.match(rb'\{"version":"[^"\\\n]*","providers":\[\n', content) is not None and content.endswith(b"\n]}\n")
 
 
 def parse_table(content: bytes, name: str) -> PriceTable:
@@ -161,9 +157,11 @@ def _number(value: float) -> str:
 
 
 def store_table(home: Path, content: bytes, name: str) -> None:
-    """Put a checked table in place; the one it replaces is kept beside it. Raises OSError, ValueError."""
+    """Put a table in place; the one it replaces is kept beside it. Raises OSError, ValueError."""
+    from .price_table import load_json
+
     providers, version = unpack(content, name)
-    packed = write_lines(version, providers)
+    packed = write_lines(version, providers, load_json(providers, version).dated)
     path = home / STORED_FILE
     try:
         old = path.read_bytes()
