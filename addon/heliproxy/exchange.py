@@ -219,6 +219,8 @@ class Exchange:
     finished: bool = False
     handed: int = 0
     """Bytes of bodies that went to the recorder with its end."""
+    handed_at: float = 0.0
+    """When it did, in seconds of the recorder's clock."""
     bodies_lost: bool = False
     """There was no room for the bodies, so nothing can be read out of them."""
     logged: bool = True

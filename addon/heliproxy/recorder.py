@@ -13,11 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from heliproxy import batches
 from heliproxy.complaints import Complaints
+from heliproxy.courtesy import Courtesy
 from heliproxy.exchange import Exchange, Outcome
 from heliproxy.record import Pricing, Sink, bare_record, build_record, open_record, utc_text
 from heliproxy.store import Record, Writer
@@ -30,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.2
 """A row waits at most this long before it is committed."""
+COURTESY_SECONDS = 0.1
+"""Of these, as many may pass before it is read; until then it waits for a moment in which the event loop does."""
+REST_SECONDS = 0.02
+"""Of these, as many may pass before it is looked at."""
 BATCH_ROWS = 500
 LOOK_SECONDS = 0.25
 """How often the calls under way are looked at; before the first time, a program that starts is left alone."""
@@ -127,6 +133,8 @@ class Recorder:
         self.writer: Writer | None = None
         self.live: Callable[[], Iterable[Exchange]] = tuple
         """Gives all calls under way; asked on the recorder's thread, so that they cost the event loop nothing."""
+        self.courtesy = Courtesy()
+        self._worked = False
         self._complaints = Complaints(clock)
         self._opened: dict[Exchange, Exchange] = {}
         """Calls whose row was opened, each with its copy of that time."""
@@ -171,7 +179,7 @@ class Recorder:
             self.counters.lost_bodies += 1
             exchange.bodies_lost = True
             exchange.chunks, exchange.request_body, size = [], None, 0
-        exchange.handed = size
+        exchange.handed, exchange.handed_at = size, self._clock()
         self._pending_bytes += size
         if self._queue.qsize() > MAX_PENDING_ITEMS:
             self.counters.lost_rows += 1
@@ -216,9 +224,10 @@ class Recorder:
             Exception: whatever the job raised.
         """
         call = _Call(job)
-        self._queue.put(call)
-        if not call.done.wait(timeout):
-            raise TimeoutError("the recorder did not answer in time")
+        with self.courtesy.hurry():
+            self._queue.put(call)
+            if not call.done.wait(timeout):
+                raise TimeoutError("the recorder did not answer in time")
         if call.error is not None:
             raise call.error
         return call.result
@@ -302,10 +311,7 @@ class Recorder:
         """Take what comes, commit in batches, look after the calls under way; until the end."""
         assert self.writer is not None
         while True:
-            try:
-                item = self._queue.get(timeout=self._patience())
-            except queue.Empty:
-                item = _NOTHING
+            item = self._next()
             if item is None:
                 self._over = True
                 self._end()
@@ -314,6 +320,8 @@ class Recorder:
                 sys.setswitchinterval(SWITCH_SECONDS)
                 self._logs_at = self._clock() + GATHER_SECONDS
             elif item is not _NOTHING:
+                self._worked = True
+                self._wait_for_turn(item)
                 self._take(item)
             now = self._clock()
             if self._logs_at is not None and now >= self._logs_at:
@@ -325,9 +333,35 @@ class Recorder:
             if not self.writer.buffered:
                 self._commit_at = None
             elif self._commit_at is None:
-                self._commit_at = now + BATCH_SECONDS
+                since = item.handed_at if isinstance(item, Exchange) else now
+                self._commit_at = since + BATCH_SECONDS
             elif now >= self._commit_at or self.writer.buffered >= BATCH_ROWS:
                 self._commit_at = self._commit()
+
+    def _next(self) -> Any:
+        """What is to be taken now. After work there is a rest, so that not every call's end wakes this thread."""
+        with suppress(queue.Empty):
+            return self._queue.get_nowait()
+        if self._worked:
+            self._worked = False
+            self.courtesy.rest(min(REST_SECONDS, self._patience()))
+            with suppress(queue.Empty):
+                return self._queue.get_nowait()
+        with suppress(queue.Empty):
+            return self._queue.get(timeout=self._patience())
+        return _NOTHING
+
+    def _wait_for_turn(self, item: Any) -> None:
+        """Let the event loop go first, as long as what was handed over can wait."""
+        now = self._clock()
+        until = now
+        if isinstance(item, Exchange):
+            until = item.handed_at + COURTESY_SECONDS
+        elif isinstance(item, tuple):
+            until = now + COURTESY_SECONDS / 10
+        if self._commit_at is not None:
+            until = min(until, self._commit_at)
+        self.courtesy.wait(until - now)
 
     def _patience(self) -> float:
         due = min(at for at in (self._look_at, self._commit_at, self._logs_at) if at is not None)

@@ -172,6 +172,7 @@ class Services:
         secret = install_secret(home)
         self.recorder = Recorder(Store(home / DATABASE_NAME).writer, lambda: _pricing(self.settings, secret))
         await asyncio.get_running_loop().run_in_executor(None, self.recorder.start)
+        self.recorder.courtesy.watch(asyncio.get_running_loop())
         self.gates = Gates(home, secret, partial(post, self.settings), self.settings.stream_usage)
         self.app = LazyApp(addon)
         if self.settings.api_port is not None:
@@ -206,6 +207,7 @@ class Services:
         if self.api is not None:
             await self.api.stop()
         loop = asyncio.get_running_loop()
+        self.recorder.courtesy.unwatch()
         if self.keeper is not None:
             await loop.run_in_executor(None, self.keeper.stop)
         await loop.run_in_executor(None, self.recorder.close)
