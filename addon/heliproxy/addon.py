@@ -34,6 +34,7 @@ from heliproxy import (
     flows,
     hosts,
     mitm_options,
+    name_cache,
     quick_tls,
     targets,
     trailers,
@@ -170,6 +171,7 @@ class Heliproxy:
         bounds.use()
         client_hello.use()
         quick_tls.use(ctx.master)
+        name_cache.use(ctx.master.addons)
         self._retries_off = attempts.available()
         if self._retries_off:
             logger.warning("retries and fallbacks are off: %s", self._retries_off)
