@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from heliproxy.api.filters import Condition
 from heliproxy.api.rows import bodies_of, helicone_request, request_rows, without_odd_numbers
 from heliproxy.bodies import Body, read_body
+from heliproxy.csv_cells import safe_cell
 from heliproxy.home import make_private_file
 from heliproxy.ingest import provider_name
 from heliproxy.record import utc_text
@@ -148,7 +149,7 @@ def csv_row(row: Mapping[str, Any]) -> list[Any]:
 def csv_cell(value: Any) -> Any:
     if isinstance(value, dict | list):
         return json_line(value) if value else ""  # type: ignore[arg-type]
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return safe_cell(value)
 
 
 class Output:

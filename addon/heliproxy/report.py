@@ -15,6 +15,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from heliproxy.csv_cells import FORMULA_STARTS, safe_cell
 from heliproxy.rounding import amount_text, decimal_text, without_noise
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ FORMATS = ("table", "json", "ndjson", "csv", "md")
 # C0 and C1 controls, DEL, line separators, and the marks that reorder text on screen.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 UNSAFE_LINES = re.compile(UNSAFE.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 BOLD, RED, PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
@@ -110,7 +110,7 @@ def render_csv(table: Table) -> str:
     """RFC 4180 with a header and without the total row, which a spreadsheet would add to the sum."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow([c.key for c in table.columns])
+    writer.writerow([safe_cell(c.key) for c in table.columns])
     for row in table.rows:
         writer.writerow([csv_value(c.kind, row.get(c.key)) for c in table.columns])
     return out.getvalue()

@@ -41,6 +41,7 @@ def test_clickhouse_idioms(logged: Rig) -> None:
 def test_subqueries_and_json(logged: Rig) -> None:
     sql = "WITH t AS (SELECT id FROM requests) SELECT count(*) AS n FROM t, json_each('[1,2]')"
     assert run(logged, sql) == [{"n": 8}]
+    assert run(logged, "WITH t AS (SELECT id FROM requests) SELECT count(*) AS n FROM t") == [{"n": 4}]
     sql = "SELECT json_extract(properties, '$.k') AS k FROM request_response_rmt WHERE request_id = 'r2'"
     assert run(logged, sql) == [{"k": "v2"}]
 
@@ -72,6 +73,18 @@ def test_only_reading_is_allowed(logged: Rig, sql: str, code: str) -> None:
     assert logged.post("/v1/request/count/query") == 4
 
 
+def test_text_functions_are_those_of_sqlite(logged: Rig) -> None:
+    sql = (
+        "SELECT instr(123, 2) a, instr('h\u00e9llo', 'l') b, instr(x'616263', x'63') c, instr(NULL, 'a') d,"
+        " replace(1.5, '.', ',') e, replace('a', '', 'b') f, replace('a', NULL, 'b') g,"
+        " trim('  a ') h, trim('xax', 'x') i, ltrim(NULL) j, rtrim('ab', 'b') k, trim('a\t') l, ltrim('aab', 'a') m"
+    )
+    assert run(logged, sql) == [
+        {"a": 2, "b": 3, "c": 3, "d": None, "e": "1,5", "f": "a", "g": None}
+        | {"h": "a", "i": "a", "j": None, "k": "a", "l": "a\t", "m": "b"}
+    ]
+
+
 def test_endless_queries_end(logged: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hql, "SECONDS", 0.2)
     endless = "WITH RECURSIVE t(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM t) SELECT sum(x) FROM t"
@@ -91,11 +104,11 @@ def test_odd_values_are_json(logged: Rig) -> None:
 
 
 def test_a_result_as_csv(logged: Rig) -> None:
-    url = logged.post("/v1/helicone-sql/download", {"sql": "SELECT id, '=1+1' AS f FROM requests ORDER BY id LIMIT 2"})
+    url = logged.post("/v1/helicone-sql/download", {"sql": "SELECT id, '-1' AS '=f' FROM requests ORDER BY id LIMIT 2"})
     assert url.startswith("http://127.0.0.1:8585/v1/helicone-sql/download/")
     answer = logged.client.get(url)
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
-    assert answer.text == "id,f\r\nr0,'=1+1\r\nr1,'=1+1\r\n"
+    assert answer.text == "id,'=f\r\nr0,'-1\r\nr1,'-1\r\n"
     assert logged.client.get(url[:-3]).status_code == 404
 
 

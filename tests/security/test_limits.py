@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -217,6 +218,36 @@ def test_long_texts_are_read_once(proxy: Served, text: str, headers: dict[str, s
     page = proxy.get(f"/requests/{reply.headers['helicone-id']}")  # of a body that was cut
     assert page.status == 200
     assert proxy.get(f"/v1/request/{reply.headers['helicone-id']}").status == 200
+
+
+LONG = (
+    "WITH RECURSIVE a(s) AS (SELECT '00' UNION ALL SELECT s || s FROM a WHERE length(s) < 2000000),"
+    " b AS (SELECT max(s) AS m FROM a) SELECT "
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "status"),
+    [
+        (LONG + ", ".join(["m || 'x'"] * 120) + " FROM b", 400),
+        (LONG + ", ".join(["m || 'x'"] * 500) + " FROM b", 400),
+        (LONG + "m || x.value FROM b, json_each('[" + "1," * 2000 + "1]') x", 400),
+        (LONG + "instr(m, substr(m, 1, 1000000) || '1') FROM b", 200),
+        (LONG + "length(replace(m, substr(m, 1, 1000000) || '1', 'x')) FROM b", 200),
+        (LONG + "replace(m, '0', m) FROM b", 400),
+        (LONG + "length(trim(m, m)) FROM b", 400),
+        (LONG + "m LIKE '%" + "0" * 5000 + "1' FROM b", 400),
+        ("SELECT json_patch('{}', '{}')", 400),
+        ("SELECT " + ", ".join(["hex(zeroblob(4000000))"] * 120), 400),
+        ("SELECT count(*) FROM objects", 400),
+        ("SELECT count(*) FROM sqlite_master", 400),
+    ],
+)
+def test_a_query_is_bounded_within_one_step_too(proxy: Served, sql: str, status: int) -> None:
+    with costing_at_most(proxy, 600):
+        url = f"http://127.0.0.1:{proxy.api_port}/v1/helicone-sql/execute"
+        assert httpx.post(url, json={"sql": sql}, timeout=120).status_code == status
+        assert proxy.get("/sql?" + urlencode({"q": sql})).status == 200
 
 
 @pytest.mark.parametrize("piece", ["sk-", "-eyJ", "eyJabcdefghij.", ";w=", "Bearer ", "://"])

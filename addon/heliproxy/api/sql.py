@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -25,6 +26,7 @@ from heliproxy.api.database import body_text
 from heliproxy.api.endpoint import ANY, INTEGER, NULL, NUMBER, TEXT, Api, Call, Endpoint, a_list, an_object
 from heliproxy.api.errors import ApiError, not_found
 from heliproxy.api.objects import DELETE, get_object, list_objects, put_object
+from heliproxy.csv_cells import safe_cell
 from heliproxy.rounding import without_noise
 from heliproxy.store import open_reader
 from heliproxy.times import stored_time
@@ -32,18 +34,23 @@ from heliproxy.times import stored_time
 MAX_ROWS = 300_000
 MAX_BYTES = 64 * 1024 * 1024
 """Of one result, as JSON, about."""
-MAX_VALUE = 16 * 1024 * 1024
-"""Bytes of one text or blob SQLite may make."""
+MAX_VALUE = 4 * 1024 * 1024
+"""Bytes of one text or blob SQLite may make; a stored body has at most 1 MiB."""
+MAX_COLUMNS = 128
+"""Of a result: no clock and no count looks at a row before all of it is in memory."""
+MAX_PATTERN = 500
+"""Bytes of a pattern for LIKE or GLOB, which are looked for anew at each place of a text."""
+MAX_TRIMMED = 200
 MAX_SQL = 100_000
 SECONDS = 20.0
-STEPS = 20_000
+STEPS = 5000
 MAX_DOWNLOADS = 100
 VIEW = "request_response_rmt"
 TABLES = (VIEW, "requests", "properties", "scores", "feedback", "bodies")
 """What may be read; webhooks with their keys may not."""
 VALUES = ("json_each", "json_tree")
-SLOW = ("printf", "format", "load_extension", "fts3_tokenizer")
-"""Functions that are refused: the first two can be busy for minutes within one step, which no clock ends."""
+SLOW = ("printf", "format", "json_patch", "jsonb_patch", "load_extension", "fts3_tokenizer")
+"""Functions that are refused: the first can be busy for minutes within one step, which no clock ends."""
 KIND = "saved-query"
 DOWNLOAD = "/v1/helicone-sql/download"
 
@@ -59,15 +66,26 @@ class SqlError(ApiError):
         super().__init__(400, f"[{code}] {message}")
 
 
-def authorize(action: int, first: str | None, second: str | None, database: str | None, source: str | None) -> int:  # noqa: ARG001 - SQLite's signature
-    """SQLite's question whether a statement may do something: reading our tables, and calling harmless functions."""
-    if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
-        return sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_FUNCTION:
-        return sqlite3.SQLITE_DENY if second in SLOW and source != VIEW else sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_READ and (first in TABLES or first in VALUES or not first):
-        return sqlite3.SQLITE_OK
-    return sqlite3.SQLITE_DENY
+def authorizer(others: frozenset[str]) -> Callable[..., int]:
+    """SQLite's question whether a statement may do something: reading our tables, and calling harmless functions.
+
+    `others`: tables there are besides, in lower case.
+    """
+
+    def authorize(action: int, first: str | None, second: str | None, _database: str | None, source: str | None) -> int:
+        if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION:
+            return sqlite3.SQLITE_DENY if second in SLOW and source != VIEW else sqlite3.SQLITE_OK
+        if action != sqlite3.SQLITE_READ:
+            return sqlite3.SQLITE_DENY
+        if first in TABLES or first in VALUES or not first:
+            return sqlite3.SQLITE_OK
+        # No column is read of `WITH t AS (...) SELECT count(*) FROM t`, where t is a name for the rows of others.
+        named = not second and first.lower() not in others and not first.lower().startswith(("sqlite_", "pragma_"))
+        return sqlite3.SQLITE_OK if named else sqlite3.SQLITE_DENY
+
+    return authorize
 
 
 def clickhouse_words(sql: str) -> str:
@@ -101,14 +119,58 @@ def _cut(digits: int, rest: str) -> Callable[[Any], Any]:
     return lambda text: f"{text[:digits]}{rest}" if isinstance(text, str) and len(text) >= digits else None
 
 
+def add_quick_functions(conn: sqlite3.Connection) -> None:
+    """SQLite's own compare a long text with a long part of it at each place, for hours if need be; these do not."""
+    conn.create_function("instr", 2, _instr, deterministic=True)
+    conn.create_function("replace", 3, _replace, deterministic=True)
+    for name, strip in (("trim", str.strip), ("ltrim", str.lstrip), ("rtrim", str.rstrip)):
+        conn.create_function(name, 1, partial(_trim, strip), deterministic=True)
+        conn.create_function(name, 2, partial(_trim, strip), deterministic=True)
+
+
+def _instr(value: Any, part: Any) -> int | None:
+    if value is None or part is None:
+        return None
+    if isinstance(value, bytes) and isinstance(part, bytes):
+        return value.find(part) + 1
+    return _as_text(value).find(_as_text(part)) + 1
+
+
+def _replace(value: Any, old: Any, new: Any) -> str | None:
+    if value is None or old is None or new is None:
+        return None
+    text, part, other = _as_text(value), _as_text(old), _as_text(new)
+    if not part:
+        return text
+    if len(text) + text.count(part) * (len(other) - len(part)) > MAX_VALUE:
+        raise ValueError("string or blob too big")
+    return text.replace(part, other)
+
+
+def _trim(strip: Callable[[str, str], str], value: Any, characters: Any = " ") -> str | None:
+    if value is None or characters is None:
+        return None
+    if len(_as_text(characters)) > MAX_TRIMMED:
+        raise ValueError("too many characters to trim")
+    return strip(_as_text(value), _as_text(characters))
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def lock(conn: sqlite3.Connection, deadline: float) -> None:
     """Let this connection do nothing but read our tables, until `deadline` (monotonic seconds)."""
     conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
     conn.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    conn.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, MAX_COLUMNS)
+    conn.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN)
     add_functions(conn)
+    add_quick_functions(conn)
+    others = frozenset(name.lower() for (name,) in conn.execute("SELECT name FROM sqlite_master")) - {*TABLES}
     for table in VALUES:  # connected now, since that is more than reading
         conn.execute(f"SELECT 1 FROM {table}('[]')").fetchall()
-    conn.set_authorizer(authorize)
+    conn.set_authorizer(authorizer(others))
     conn.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
 
 
@@ -143,15 +205,14 @@ def _collect(cursor: sqlite3.Cursor) -> tuple[list[str], list[tuple[Any, ...]], 
     names = unique([column[0] for column in cursor.description])
     rows: list[tuple[Any, ...]] = []
     size = 0
-    while part := cursor.fetchmany(500):
-        for row in part:
-            values = tuple(plain(value) for value in row)
-            size += sum(len(value) if isinstance(value, str) else 8 for value in values)
-            rows.append(values)
+    for row in cursor:
+        values = tuple(plain(value) for value in row)
+        size += sum(len(value) if isinstance(value, str) else 8 for value in values)
         if size > MAX_BYTES:
             raise SqlError("TOO_LARGE", f"the result is larger than {MAX_BYTES >> 20} MiB; select less")
-        if len(rows) > MAX_ROWS:
-            return names, rows[:MAX_ROWS], size
+        rows.append(values)
+        if len(rows) == MAX_ROWS:
+            break
     return names, rows, size
 
 
@@ -242,15 +303,10 @@ async def downloaded(call: Call) -> Response:
     names, rows, _ = await call.read(lambda _: run(call.api, sql))
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(names)
+    writer.writerow([safe_cell(name) for name in names])
     writer.writerows([[safe_cell(value) for value in row] for row in rows])
     headers = {"content-disposition": 'attachment; filename="result.csv"'}
     return Response(out.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
-
-
-def safe_cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r") else value
 
 
 async def saved(call: Call) -> Any:

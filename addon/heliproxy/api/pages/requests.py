@@ -15,6 +15,7 @@ from heliproxy import queries_pages
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import HEADERS, link, page
 from heliproxy.api.pages.window import ONE, STATUSES, kept_params, read_filters, read_window
+from heliproxy.csv_cells import safe_cell
 from heliproxy.filters import Filters
 from heliproxy.queries import Row
 from heliproxy.rounding import without_noise
@@ -115,7 +116,7 @@ def export_csv(pages: Pages, request: Request) -> Response:
         yield ",".join(CSV_COLUMNS) + "\r\n"
         for row in rows:
             out = io.StringIO()
-            csv.writer(out).writerow([guarded(row[name]) for name in CSV_COLUMNS])
+            csv.writer(out).writerow([safe_cell(row[name]) for name in CSV_COLUMNS])
             yield out.getvalue().encode("utf-8", "replace").decode()
 
     return StreamingResponse(lines(), media_type="text/csv; charset=utf-8", headers=_download("requests.csv"))
@@ -144,8 +145,3 @@ def _exported(pages: Pages, request: Request) -> Iterator[Row]:
 
 def _download(name: str) -> dict[str, str]:
     return HEADERS | {"Content-Disposition": f'attachment; filename="{name}"'}
-
-
-def guarded(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

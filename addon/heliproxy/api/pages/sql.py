@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from starlette.requests import Request
@@ -80,13 +81,12 @@ def ask(conn: sqlite3.Connection, question: str, limit: int = ROWS, seconds: flo
     try:
         sql.lock(conn, deadline)
         cursor = conn.execute(sql.clickhouse_words(question).strip().rstrip(";"))
-        rows = cursor.fetchmany(limit + 1)
+        rows = [tuple(map(_cell, row)) for row in islice(cursor, limit + 1)]
     except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError) as e:
         late = time.monotonic() > deadline
         return Answer(error=f"stopped after {seconds:g} s" if late else str(e) or type(e).__name__)
     columns = tuple(column[0] for column in cursor.description or ())
-    shown = tuple(tuple(map(_cell, row)) for row in rows[:limit])
-    return Answer(columns, shown, len(rows) > limit, time.monotonic() - started)
+    return Answer(columns, tuple(rows[:limit]), len(rows) > limit, time.monotonic() - started)
 
 
 def _cell(value: Any) -> Any:
