@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from heliproxy.home import DATABASE_NAME
 from heliproxy.pricing import Prices
 from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
+from heliproxy.services import ApiServer, LazyApp
 from heliproxy.settings import Settings
 from heliproxy.store import Record, Store
 from heliproxy.tokens import estimate
@@ -81,6 +84,42 @@ def open_rig(home: Path, prices: Prices) -> Rig:
     addon = SimpleNamespace(settings=Settings(home=home), recorder=recorder, live={}, services=services)
     app = create_app(addon)  # type: ignore[arg-type]
     return Rig(TestClient(app, base_url=ORIGIN), recorder, app, home, addon)
+
+
+class Port:
+    """The API's port with the server behind it, in a thread."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.app = LazyApp(rig.addon)
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.server = ApiServer(self.app, "127.0.0.1", 0)
+        asyncio.run_coroutine_threadsafe(self.server.start(), self.loop).result(10)
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.server.stop(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+        self.app.close()
+
+    def send(self, *pieces: bytes, answers: int = 1) -> list[tuple[int, dict[str, str], bytes]]:
+        """Send bytes in pieces on one connection; gives (status, headers, body) of each answer."""
+        assert self.server.address is not None
+        found = []
+        with socket.create_connection(self.server.address, 10) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in pieces:
+                sock.sendall(piece)
+            with sock.makefile("rb") as file:
+                for _ in range(answers):
+                    status = int(file.readline().split()[1])
+                    lines = iter(lambda: file.readline().decode().strip(), "")
+                    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+                    found.append((status, headers, file.read(int(headers["content-length"]))))
+        return found
 
 
 def log_body(**changes: Any) -> dict[str, Any]:

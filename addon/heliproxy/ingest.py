@@ -131,6 +131,7 @@ def check_log(
     now: float,
     *,
     strict: bool = True,
+    fresh_id: str | None = None,
 ) -> ManualLog:
     """Check a manual log, and give it its id.
 
@@ -140,6 +141,7 @@ def check_log(
         headers: of the log's own HTTP request; its Helicone-* headers win over those in `meta`.
         now: Unix seconds, taken when the log has no times.
         strict: `timing` is required, as on the worker's paths.
+        fresh_id: its id unless the client chose one; None: a new one.
 
     Raises:
         LogError: a part is missing or of the wrong type.
@@ -151,9 +153,8 @@ def check_log(
     provider = _provider(body.get("provider"), path_provider, url)
     times = _times(timing, now)
     chosen = _chosen_id(request.get("meta"), fields)
-    return ManualLog(
-        chosen or new_request_id(int(times[0] * 1000)), (request, response), provider, fields, url, status, times
-    )
+    key = chosen or fresh_id or new_request_id(int(times[0] * 1000))
+    return ManualLog(key, (request, response), provider, fields, url, status, times)
 
 
 def log_exchange(

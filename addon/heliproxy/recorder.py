@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from heliproxy import batches
 from heliproxy.complaints import Complaints
@@ -27,6 +27,10 @@ from heliproxy.underway import Presence, mark_lost
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from starlette.responses import Response
+
+    from heliproxy.api.logs import Posted
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ AFTER_FAILURE_SECONDS = 0.1
 BUSY_SECONDS = 0.2
 """How long a commit waits for another process's lock, before it is put off. What comes in meanwhile is read in one go
 afterwards, which the event loop would notice if it were much."""
+SHARED_BUSY_SECONDS = 2.0
+"""The same once another process writes what would else be much."""
 MAX_PENDING_BYTES = 256 * 1024 * 1024
 """Of bytes waiting for this thread; past it, bodies are dropped first."""
 MAX_PENDING_ITEMS = 50_000
@@ -83,7 +89,40 @@ class Counters:
     """Rows found that other processes left open when they died."""
 
 
+class Beside(Protocol):
+    """What takes logs beside this process (`log_handover`), as the recorder and the API see it."""
+
+    @property
+    def starting(self) -> bool:
+        """Whether it will be there in a moment."""
+
+    async def up(self, seconds: float) -> None:
+        """Return when it is there, when it cannot be, or after some seconds."""
+
+    def counts_one(self) -> bool:
+        """Count a log that comes to this process; whether the next ones may be handed over."""
+
+    def give(self, file: int, data: bytes) -> bool:
+        """Hand over a connection with what it has brought so far; False: it stays here."""
+
+    async def ask(self, posted: Posted) -> Response | None:
+        """The answer to logs, made there; None: they are to be answered here."""
+
+    def flush(self, timeout: float | None) -> bool:
+        """Whether everything it has answered is committed now."""
+
+    def facts(self) -> dict[str, Any]:
+        """Those of its recorder, counts since the start of this process."""
+
+
 _NOTHING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """Ids of rows that another process has committed for this one."""
+
+    ids: list[str]
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +174,8 @@ class Recorder:
         """Gives all calls under way; asked on the recorder's thread, so that they cost the event loop nothing."""
         self.courtesy = Courtesy()
         self._worked = False
+        self.beside: Beside | None = None
+        """Takes logs in another process when they come in numbers."""
         self._complaints = Complaints(clock)
         self._opened: dict[Exchange, Exchange] = {}
         """Calls whose row was opened, each with its copy of that time."""
@@ -144,7 +185,7 @@ class Recorder:
         self._look_at = clock() + LOOK_SECONDS
         self._sweep_at = 0.0
         self._ready = False
-        self._over = False
+        self._over = self._shares = False
 
     def start(self) -> None:
         """Start the thread and wait until the database is open.
@@ -207,6 +248,10 @@ class Recorder:
             self._queue.put(_LOGS)
         return True
 
+    def heard(self, ids: list[str]) -> None:
+        """Take the ids of rows that another process has committed for this one."""
+        self._queue.put(_Heard(ids))
+
     @property
     def waiting(self) -> int:
         """Number of calls, and pieces of calls, that the thread has not looked at yet."""
@@ -223,6 +268,8 @@ class Recorder:
             TimeoutError: it was not reached in time.
             Exception: whatever the job raised.
         """
+        if self.beside is not None and not self.beside.flush(timeout):
+            raise TimeoutError("the process that takes logs did not answer in time")
         call = _Call(job)
         with self.courtesy.hurry():
             self._queue.put(call)
@@ -269,7 +316,7 @@ class Recorder:
         away = writer.away_since if writer is not None else None
         if away is not None:
             facts["away_since"] = utc_text(away)
-        return facts
+        return facts if self.beside is None else _together(facts, self.beside.facts())
 
     def close(self, timeout: float = 30.0) -> None:
         """Write what is left and end the thread."""
@@ -434,6 +481,10 @@ class Recorder:
                 self._record(item)
             elif isinstance(item, Record):
                 self._add(item)
+            elif isinstance(item, _Heard):
+                self.writer.leave_checks_to_another()
+                self._share()
+                self._tell(item.ids)
             else:
                 self._answer(item)
         except Exception as e:
@@ -528,14 +579,33 @@ class Recorder:
         if self.writer.buffered:
             return self._clock() + 1.0
         new, self._new = self._new, []
+        self._tell(new)
+        return None
+
+    def _share(self) -> None:
+        """Wait longer for the lock: the process beside this one has it often, and goes at a lower priority."""
+        if not self._shares and self.writer is not None:
+            self._shares = True
+            self.writer.be_patient(SHARED_BUSY_SECONDS)
+
+    def _tell(self, ids: list[str]) -> None:
         for listener in self.listeners:
             try:
-                listener(new)
+                listener(ids)
             except Exception as e:
                 self._failed(e)
-        return None
 
     def _failed(self, error: Exception) -> None:
         self.counters.errors += 1
         self.counters.last_error = f"{type(error).__name__}: {error}"
         logger.warning("recording failed: %s", self.counters.last_error, exc_info=error)
+
+
+def _together(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The facts of two recorders as one's: what counts is summed up, of the rest the first that is something."""
+
+    def one(name: str) -> Any:
+        mine, other = ours[name], others.get(name)
+        return mine + other if isinstance(mine, int) and isinstance(other, int) else mine or other
+
+    return {name: one(name) for name in ours}

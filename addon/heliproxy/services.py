@@ -19,6 +19,7 @@ from heliproxy.faults import Faults
 from heliproxy.gates import Gates
 from heliproxy.heap import give_back
 from heliproxy.home import DATABASE_NAME, PRICES_DATE_NAME, make_private_file, make_private_folder
+from heliproxy.log_handover import LogHandover
 from heliproxy.record import Pricing
 from heliproxy.recorder import Recorder
 from heliproxy.rollup_thread import Filler
@@ -123,6 +124,28 @@ class ApiServer:
         self._server = Server(config)
         self._task = loop.create_task(self._server.serve(sockets=[self._listener]))
 
+    def take_back(self, sock: socket.socket, brought: bytes) -> None:
+        """Serve a connection that the process beside this one has had; from any thread."""
+        loop = self._task.get_loop() if self._task is not None else None
+        if loop is None or self.stopping:
+            sock.close()
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(lambda: loop.create_task(self._adopt(sock, brought)))
+
+    async def _adopt(self, sock: socket.socket, brought: bytes) -> None:
+        assert self._server is not None
+        config = self._server.config
+        protocol: Any = config.http_protocol_class(  # type: ignore[call-arg]
+            config=config, server_state=self._server.server_state, app_state={}, _loop=asyncio.get_running_loop()
+        )
+        protocol.brought = brought
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, sock)
+        except OSError:
+            sock.close()
+
     @property
     def stopping(self) -> bool:
         """Whether the port is being closed; streams of live events then end by themselves."""
@@ -150,6 +173,7 @@ class Services:
         self.recorder: Recorder
         self.gates: Gates
         self.app: Any = None
+        self.logs: LogHandover
         self.webhooks: Webhooks
         self.keeper: Keeper | None = None
         self.faults = Faults()
@@ -175,6 +199,8 @@ class Services:
         self.recorder.courtesy.watch(asyncio.get_running_loop())
         self.gates = Gates(home, secret, partial(post, self.settings), self.settings.stream_usage)
         self.app = LazyApp(addon)
+        self.logs = LogHandover(home, lambda: addon.settings.token, self.recorder)
+        self.recorder.beside = self.logs
         if self.settings.api_port is not None:
             await self._start_api(self.settings.api_port)
         origin = "http://{}:{}".format(*(self.api.address if self.api and self.api.address else ("127.0.0.1", 8585)))
@@ -192,6 +218,7 @@ class Services:
 
     async def _start_api(self, port: int) -> None:
         self.api = ApiServer(self.app, "127.0.0.1", port)
+        self.logs.take_back = self.api.take_back
         try:
             await self.api.start()
         except OSError as e:
@@ -210,6 +237,7 @@ class Services:
         self.recorder.courtesy.unwatch()
         if self.keeper is not None:
             await loop.run_in_executor(None, self.keeper.stop)
+        await loop.run_in_executor(None, self.logs.close)
         await loop.run_in_executor(None, self.recorder.close)
         await loop.run_in_executor(None, self.webhooks.close)
         await loop.run_in_executor(None, self.filler.close)

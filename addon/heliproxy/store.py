@@ -234,6 +234,7 @@ class Writer:
         self._clock = clock
         self._monotonic = monotonic
         self._busy_timeout = self._write_timeout = busy_timeout
+        self._slice = SLICE
         self._max_rows = max_rows
         self._max_body_bytes = max_body_bytes
         self._conn: sqlite3.Connection | None = None
@@ -316,6 +317,10 @@ class Writer:
         self._busy_timeout = seconds
         self._wait(seconds)
 
+    def never_pause(self) -> None:
+        """From now on write in one go: this process has no event loop that waits for Python's lock."""
+        self._slice = max(SLICE, self._max_rows)
+
     def _wait(self, seconds: float) -> None:
         if self._conn is not None:
             self._conn.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
@@ -365,10 +370,10 @@ class Writer:
             return 0
         conn.execute("SAVEPOINT batch")
         try:
-            for start in range(0, len(rows), SLICE):
+            for start in range(0, len(rows), self._slice):
                 if start:
                     time.sleep(PAUSE_SECONDS)
-                conn.executemany(sql, rows[start : start + SLICE])
+                conn.executemany(sql, rows[start : start + self._slice])
             lost = 0
         except POISON:
             conn.execute("ROLLBACK TO batch")
@@ -600,6 +605,10 @@ class Writer:
         except OSError:
             return info.st_mtime_ns, info.st_size, 0, 0
         return info.st_mtime_ns, info.st_size, wal.st_mtime_ns, wal.st_size
+
+    def leave_checks_to_another(self) -> None:
+        """Read all of the file no sooner than in a while: another process of ours has just written to it, and looks."""
+        self._check_at = max(self._check_at, self._monotonic() + CHECK_SECONDS)
 
     def _disconnect(self) -> None:
         if self._conn is not None:

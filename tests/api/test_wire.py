@@ -6,18 +6,15 @@ import asyncio
 import gzip
 import json
 import re
-import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from api_rig import Rig, log_body
+from api_rig import Port, Rig, log_body
 from heliproxy import recorder
 from heliproxy.api.door import respond
-from heliproxy.api.wire import plain_head
-from heliproxy.services import ApiServer, LazyApp
+from heliproxy.api.plain import plain_head
 
 HEAD = b"POST /oai/v1/log HTTP/1.1\r\nHost: 127.0.0.1:8585\r\nContent-Type: application/json\r\n"
 
@@ -30,42 +27,6 @@ def post(body: bytes, more: bytes = b"", path: bytes = b"/oai/v1/log", length: i
 LOG = json.dumps(log_body()).encode()
 UNCUT = post(LOG)
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(LOG), LOG)
-
-
-class Port:
-    """The API's port with the server behind it, in a thread."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.app = LazyApp(rig.addon)
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
-        self.server = ApiServer(self.app, "127.0.0.1", 0)
-        asyncio.run_coroutine_threadsafe(self.server.start(), self.loop).result(10)
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.server.stop(), self.loop).result(10)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-        self.app.close()
-
-    def send(self, *pieces: bytes, answers: int = 1) -> list[tuple[int, dict[str, str], bytes]]:
-        """Send bytes in pieces on one connection; gives (status, headers, body) of each answer."""
-        assert self.server.address is not None
-        found = []
-        with socket.create_connection(self.server.address, 10) as sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for piece in pieces:
-                sock.sendall(piece)
-            with sock.makefile("rb") as file:
-                for _ in range(answers):
-                    status = int(file.readline().split()[1])
-                    lines = iter(lambda: file.readline().decode().strip(), "")
-                    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-                    found.append((status, headers, file.read(int(headers["content-length"]))))
-        return found
 
 
 @pytest.fixture

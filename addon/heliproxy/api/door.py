@@ -54,7 +54,7 @@ async def respond(
         "server": None,
         "state": {},
     }
-    log = _log(app, scope, body)
+    log = await _log(app, scope, body)
     if log is not None:
         return log
     sent = False
@@ -80,19 +80,18 @@ async def respond(
     return status, fields, b"".join(parts)
 
 
-def _log(app: App, scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
+async def _log(app: App, scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
     """The answer to a plain manual log, which needs no router; None for anything else. See `wire.py`."""
     from heliproxy.api.fields import MAX_BODY
     from heliproxy.api.guard import EXTRA_HEADERS
-    from heliproxy.api.logs import LOG_PATHS, answer_log
+    from heliproxy.api.logs import LOG_PATHS, answer_anywhere
 
-    kind = LOG_PATHS.get(scope["path"])
     state = getattr(app, "state", None)
     fields: list[tuple[bytes, bytes]] = scope["headers"]
-    if kind is None or state is None or scope["method"] != "POST" or not 0 < len(body) <= MAX_BODY:
+    if scope["path"] not in LOG_PATHS or state is None or scope["method"] != "POST" or not 0 < len(body) <= MAX_BODY:
         return None
     if any(name == b"content-encoding" for name, _ in fields) or state.guard.refusal(scope) is not None:
         return None
     headers = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in fields]
-    answer = answer_log(state.api, kind, headers, body)
+    answer = await answer_anywhere(state.api, scope["path"], headers, body)
     return answer.status_code, [*answer.raw_headers, *EXTRA_HEADERS], bytes(answer.body)

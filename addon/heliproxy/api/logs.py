@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import marshal
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from anyio import to_thread
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from heliproxy.api.endpoint import ANY, FLAG, TEXT, Api, Call, Endpoint, a_list, an_object, failure
 from heliproxy.api.errors import ApiError, bad
 from heliproxy.api.fields import TOO_LARGE, parse_json
 from heliproxy.api.objects import get_object, put_object
-from heliproxy.ingest import PATH_PROVIDERS, LogError, check_log
-from heliproxy.ingest_otlp import OtlpError, read_json, read_protobuf, span_exchanges
+from heliproxy.exchange import Exchange
+from heliproxy.ids import new_request_id
+from heliproxy.ingest import PATH_PROVIDERS, LogError, ManualLog, check_log
+from heliproxy.ingest_otlp import OtlpError, Span, read_json, read_protobuf, span_exchanges
+
+if TYPE_CHECKING:
+    from heliproxy.recorder import Recorder
+
+BIG = 64 * 1024
+"""Bytes of a body past which it is not decoded on the event loop."""
+HUGE = 1024 * 1024
+"""Bytes of a body past which it is not decoded in this process."""
+KEPT_HEADERS = frozenset(("authorization", "user-agent", "content-type"))
 
 BUSY = "logs come faster than they can be written; send this one again"
 STATUSES = ("PENDING", "RUNNING", "SUCCESS", "FAILED", "CANCELLED")
@@ -38,36 +52,129 @@ LOG_PATHS = {f"/{name}/v1/log": LogPath(provider, True, False) for name, provide
 }
 
 
-async def manual(call: Call) -> Response:
-    """A manual log: 200 `ok`, with the id of the new request in a header, or what is wrong with it."""
-    path = LOG_PATHS[call.request.scope["path"]]
+async def take_logs(call: Call) -> Response:
+    """A manual log or an OTLP export."""
+    path = call.request.scope["path"]
     try:
         raw = await call.body()
     except ApiError as e:
-        return refusal(path, e)
-    return answer_log(call.api, path, call.headers, raw)
+        return refusal(LOG_PATHS.get(path), e)
+    return await answer_anywhere(call.api, path, call.headers, raw)
 
 
-def answer_log(api: Api, path: LogPath, headers: Sequence[tuple[str, str]], raw: bytes) -> Response:
-    """Check a log and hand it to the recorder; the answer says what became of it."""
+async def answer_anywhere(api: Api, path: str, headers: Sequence[tuple[str, str]], raw: bytes) -> Response:
+    """Answer logs where it holds up calls least: beside this process once logs are read there, large ones always.
+
+    To decode JSON of some megabytes takes a tenth of a second in which nothing else moves in a process.
+    """
+    posted = Posted(path, tuple(kept(headers)), raw, api.clock())
+    beside = api.recorder.beside
+    if beside is not None and (beside.counts_one() or len(raw) > HUGE):
+        # Should it fail after it has taken the log, there will be one row of this id all the same.
+        posted = replace(posted, id=new_request_id(int(posted.now * 1000)))
+        answer = await beside.ask(posted)
+        if answer is not None:
+            return answer
+    take = taker(api.recorder)
+    return await to_thread.run_sync(answer_log, posted, take) if len(raw) > BIG else answer_log(posted, take)
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """Logs as they came, with all that is needed to read them again in another process to the same rows."""
+
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    raw: bytes
+    now: float
+    """Unix seconds at their arrival."""
+    id: str | None = None
+    """Of a manual log that brings none of its own."""
+
+    def dump(self) -> bytes:
+        return marshal.dumps((self.path, self.headers, self.raw, self.now, self.id))
+
+
+def load_posted(data: bytes) -> Posted:
+    """What `dump` gave, in this process or another one of the same Python."""
+    return Posted(*marshal.loads(data))  # noqa: S302 - from our own process, by memory that is ours alone
+
+
+Read = Callable[[], Iterable[Exchange]]
+Take = Callable[[Posted, Read], bool]
+"""Takes logs that were found to be in order, and what reads them; False when there is no room."""
+
+
+def taker(recorder: Recorder) -> Take:
+    """For logs that are read in this process."""
+    return lambda posted, read: recorder.take(read, len(posted.raw))
+
+
+def kept(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those header fields that mean something to a log."""
+    return [pair for pair in headers if pair[0].lower() in KEPT_HEADERS or pair[0][:9].lower() == "helicone-"]
+
+
+def answer_log(posted: Posted, take: Take) -> Response:
+    """Check logs and hand them to `take`; the answer says what became of them."""
+    path = LOG_PATHS.get(posted.path)
+    if path is None:
+        return answer_traces(posted, take)
     try:
-        log = check_log(parse_json(raw), path.provider, headers, api.clock(), strict=path.strict)
+        log = check(posted, path)
     except LogError as e:
         if path.typed:
             return JSONResponse({"isValid": False, "errors": [{"field": e.field, "message": str(e)}]}, 400)
         return JSONResponse({"error": str(e)}, 400)
     except ApiError as e:
         return refusal(path, e)
-    if not api.recorder.take(lambda: (log.exchange(raw),), len(raw)):
+    if not take(replace(posted, id=log.id), lambda: (log.exchange(posted.raw),)):
         return busy(path)
     if path.typed:
         return JSONResponse({"isValid": True, "errors": []}, headers={"helicone-id": log.id})
     return PlainTextResponse("ok", headers={"helicone-id": log.id})
 
 
-def refusal(path: LogPath, error: ApiError) -> Response:
+def check(posted: Posted, path: LogPath) -> ManualLog:
+    """Raises LogError or ApiError."""
+    value = parse_json(posted.raw)
+    return check_log(value, path.provider, posted.headers, posted.now, strict=path.strict, fresh_id=posted.id)
+
+
+def answer_traces(posted: Posted, take: Take) -> Response:
+    """An OTLP export, JSON or protobuf by its content type; nothing is stored of one that cannot be read whole."""
+    try:
+        spans = read_spans(posted)
+    except OtlpError as e:
+        return failure(str(e), 400)
+    if not take(posted, lambda: span_exchanges(spans, posted.headers, posted.now)):
+        return busy()
+    if is_json(posted):
+        return JSONResponse({})
+    return Response(b"", media_type="application/x-protobuf")
+
+
+def is_json(posted: Posted) -> bool:
+    kind = next((value for name, value in posted.headers if name.lower() == "content-type"), "")
+    return kind.partition(";")[0].strip().lower().endswith("json")
+
+
+def read_spans(posted: Posted) -> list[Span]:
+    """Raises OtlpError."""
+    return read_json(posted.raw) if is_json(posted) else read_protobuf(posted.raw)
+
+
+def read_again(posted: Posted) -> Iterable[Exchange]:
+    """The exchanges of logs that were found to be in order before, in this process or another one."""
+    path = LOG_PATHS.get(posted.path)
+    if path is None:
+        return span_exchanges(read_spans(posted), posted.headers, posted.now)
+    return (check(posted, path).exchange(posted.raw),)
+
+
+def refusal(path: LogPath | None, error: ApiError) -> Response:
     """The answer to a body that cannot be read."""
-    if path.envelope:
+    if path is None or path.envelope:
         return failure(error.message, error.status)
     if error.message == TOO_LARGE:
         return PlainTextResponse(TOO_LARGE, 400)
@@ -79,22 +186,6 @@ def busy(path: LogPath | None = None) -> Response:
     response = failure(BUSY, 503) if path is None or path.envelope else JSONResponse({"error": BUSY}, 503)
     response.headers["retry-after"] = "1"
     return response
-
-
-async def traces(call: Call) -> Response:
-    """An OTLP export, JSON or protobuf by its content type; nothing is stored of one that cannot be read whole."""
-    raw = await call.body()
-    kind = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        spans = read_json(raw) if kind.endswith("json") else read_protobuf(raw)
-    except OtlpError as e:
-        raise bad(str(e)) from e
-    headers, now = call.headers, call.api.clock()
-    if not call.api.recorder.take(lambda: span_exchanges(spans, headers, now), len(raw)):
-        return busy()
-    if kind.endswith("json"):
-        return JSONResponse({})
-    return Response(b"", media_type="application/x-protobuf")
 
 
 # -- legacy runs ----------------------------------------------------------------------------------------------------
@@ -139,14 +230,16 @@ VALID = an_object("isValid errors", isValid=FLAG, errors=a_list(an_object(field=
 PLAIN = "text/plain"
 ENDPOINTS = (
     *(
-        Endpoint("POST", f"/{name}/v1/log", manual, f"Log a call ({name})", LOG, raw=TEXT, media=PLAIN)
+        Endpoint("POST", f"/{name}/v1/log", take_logs, f"Log a call ({name})", LOG, raw=TEXT, media=PLAIN)
         for name in PATH_PROVIDERS
     ),
-    Endpoint("POST", "/v1/trace/custom/log", manual, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
-    Endpoint("POST", "/v1/trace/custom/v1/log", manual, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
-    Endpoint("POST", "/v1/trace/custom/log/typed", manual, "Log a call, checked", LOOSE_LOG, raw=VALID),
+    Endpoint("POST", "/v1/trace/custom/log", take_logs, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
+    Endpoint("POST", "/v1/trace/custom/v1/log", take_logs, "Log a call", LOOSE_LOG, raw=TEXT, media=PLAIN),
+    Endpoint("POST", "/v1/trace/custom/log/typed", take_logs, "Log a call, checked", LOOSE_LOG, raw=VALID),
     *(
-        Endpoint("POST", path, traces, "Take OTLP spans", an_object(resourceSpans=a_list(ANY)), raw={"type": "object"})
+        Endpoint(
+            "POST", path, take_logs, "Take OTLP spans", an_object(resourceSpans=a_list(ANY)), raw={"type": "object"}
+        )
         for path in ("/v1/traces", "/v1/trace/log", "/v1/trace/log-python")
     ),
     *(

@@ -3,58 +3,30 @@
 uvicorn's protocol, h11 and Starlette take about a millisecond for a request, most of it for what a log has no use
 for. So a log that arrives in the plainest form (HTTP/1.1, a content length, nothing unusual in its head) is answered
 here by the same function as everywhere else, after the same guard. Whatever is not of that form, or is refused, goes
-on to uvicorn unchanged, byte for byte, as if this class were not there.
+on to uvicorn unchanged, byte for byte, as if this class were not there. When logs come in numbers, their connections
+are handed to a process beside this one.
 """
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Callable
-from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from heliproxy.api.logs import BIG, Posted, answer_log, taker
+from heliproxy.api.plain import PlainLog, answer_bytes, plain_log
+
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-    from starlette.responses import Response
 
     from heliproxy.api.endpoint import Api
-    from heliproxy.api.guard import Guard
+    from heliproxy.recorder import Beside
 
-Fields = list[tuple[bytes, bytes]]
-
-MAX_HEAD = 16 * 1024
-"""Bytes of a request's head; a longer one is not plain."""
-_HEAD = re.compile(
-    rb"POST (/[a-z0-9/]{1,40}) HTTP/1\.1\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)+)\r\n"
-)
-_FIELD = re.compile(rb"([^:]+):[ \t]*([^\r]*)\r\n")
-_ONCE = (b"host", b"content-length")
-_NOT_PLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer"))
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
-
-
-def plain_head(data: bytes) -> tuple[str, Fields, int, int] | None:
-    """The head of a plain POST at the start of `data`: (path, header fields, bytes of the head, bytes of the body).
-
-    None for anything that needs a real HTTP parser, a head that has not arrived whole included.
-    """
-    found = _HEAD.match(data, 0, MAX_HEAD)
-    if found is None:
-        return None
-    fields = [(name.lower(), value.rstrip(b" \t")) for name, value in _FIELD.findall(found[2])]
-    once = {name: value for name, value in fields if name in _ONCE}
-    length = once.get(b"content-length", b"")
-    if len(once) != len(_ONCE) or sum(name in _ONCE for name, _ in fields) != len(_ONCE):
-        return None
-    if not length.isdigit() or len(length) > 10:
-        return None
-    for name, value in fields:
-        if name in _NOT_PLAIN or (name == b"connection" and value.lower() != b"keep-alive"):
-            return None
-    return found[1].decode("ascii"), fields, found.end(), int(length)
+START_SECONDS = 3.0
+"""How long a log waits at most for the process beside this one to start."""
 
 
 class LogProtocol(H11Protocol):
@@ -65,6 +37,15 @@ class LogProtocol(H11Protocol):
     """The beginning of a log whose rest is still under way."""
     wanted = 0
     """Bytes of the whole of it."""
+    has_waited = False
+    """For that process to start; it does so once."""
+    brought: bytes | None = None
+    """What a connection that comes back from the process beside this one has received there and not answered."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if self.brought:
+            self.data_received(self.brought)
 
     def data_received(self, data: bytes) -> None:
         if self.held is not None:
@@ -94,37 +75,57 @@ class LogProtocol(H11Protocol):
 
     def _log(self, data: bytes) -> bytes | None:
         """Answer the log at the start of `data`, and give back what follows it; None when it is no plain log."""
-        from heliproxy.api.fields import MAX_BODY
-        from heliproxy.api.logs import LOG_PATHS, answer_log
-
-        head = plain_head(data) if data.startswith(b"POST /") else None
-        if head is None:
-            return None
-        path, fields, start, length = head
-        kind = LOG_PATHS.get(path)
-        if kind is None or not 0 < length <= MAX_BODY:
+        if not data.startswith(b"POST /"):
             return None
         app = self.app_of()
-        api: Api = app.state.api
-        guard: Guard = app.state.guard
-        if guard.refusal({"method": "POST", "path": path, "headers": fields}) is not None:
+        log = plain_log(data, app.state.guard)
+        if log is None or log.end - log.start > BIG:
             return None
-        end = start + length
-        if len(data) < end:
-            self.held, self.wanted = bytearray(data), end
+        api: Api = app.state.api
+        if self.brought is None and self._hand_over(api, data):
             return b""
-        headers = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in fields]
-        self._send(answer_log(api, kind, headers, data[start:end]))
-        return data[end:]
+        if len(data) < log.end:
+            self.held, self.wanted = bytearray(data), log.end
+            return b""
+        self._answer(api, log, data)
+        return data[log.end :]
 
-    def _send(self, response: Response) -> None:
-        from heliproxy.api.guard import EXTRA_HEADERS
-
-        fields = (*self.server_state.default_headers, *response.raw_headers, *EXTRA_HEADERS)
-        lines = [b"HTTP/1.1 %d %s" % (response.status_code, _REASONS[response.status_code].encode())]
-        lines += [name + b": " + value for name, value in fields]
-        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body))
+    def _answer(self, api: Api, log: PlainLog, data: bytes) -> None:
+        posted = Posted(log.path, tuple(log.headers), data[log.start : log.end], api.clock())
+        self.transport.write(answer_bytes(answer_log(posted, taker(api.recorder)), self.server_state.default_headers))
         self.on_response_complete()
+
+    def _hand_over(self, api: Api, data: bytes) -> bool:
+        """Give the connection, with what it has brought so far, to the process that takes logs, if there is one."""
+        beside = api.recorder.beside
+        if beside is None:
+            return False
+        if not beside.counts_one():
+            return self._wait_for(beside, data)
+        if self.transport.get_write_buffer_size():
+            return False
+        if not beside.give(self.transport.get_extra_info("socket").fileno(), data):
+            return False
+        self._unset_keepalive_if_required()
+        self.transport.abort()  # closes our end of it only, and says nothing to the client
+        return True
+
+    def _wait_for(self, beside: Beside, data: bytes) -> bool:
+        """Read no further until that process has started: what it can do soon is not done here, at calls' expense."""
+        if self.has_waited or not beside.starting:
+            return False
+        self.has_waited = True
+        self.held, self.wanted = bytearray(data), sys.maxsize
+        self.transport.pause_reading()
+        self.waiting = self.loop.create_task(self._go_on(beside))
+        return True
+
+    async def _go_on(self, beside: Beside) -> None:
+        await beside.up(START_SECONDS)
+        if self.held is not None and not self.transport.is_closing():
+            data, self.held = bytes(self.held), None
+            self.transport.resume_reading()
+            self.data_received(data)
 
 
 def protocol_for(app_of: Callable[[], Starlette]) -> type[LogProtocol]:
