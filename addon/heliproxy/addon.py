@@ -33,6 +33,7 @@ from heliproxy import (
     fast_layers,
     flows,
     hosts,
+    long_bodies,
     mitm_options,
     name_cache,
     quick_tls,
@@ -70,6 +71,11 @@ LINGER_SECONDS = 0.5
 """How long a stream may stay open after its last event before its row is written anyway."""
 DRAIN_SECONDS = 5.0
 MAX_WARNING = 1000
+TOO_LONG = error_answer(
+    413,
+    "the request is longer than 64 MiB, which is more than a policy, a gateway or the API reads",
+    "request_too_large",
+)
 
 
 class Heliproxy:
@@ -111,6 +117,8 @@ class Heliproxy:
         self._is_ours: Callable[[str], object] | None = None
         """Tells those hosts, unless the operator chose others."""
         self._retries_off: str | None = None
+        self.alone = False
+        """Nobody looks at flows or changes them beside us, so what is none of our business need not be collected."""
         self.patience: Patience | None = None
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         """How a backoff waits."""
@@ -315,6 +323,7 @@ class Heliproxy:
             flow.response = flows.response_of(refused)
             return
         if found is None:
+            flow.request.stream = self.alone and "upgrade" not in flow.request.headers
             return
         destination, directives = found
         route = destination.route
@@ -345,6 +354,34 @@ class Heliproxy:
             warnings=list(directives.warnings),
             logged=route.inference,
         )
+        if long_bodies.is_announced(fields):
+            self.heliproxy_long_body(flow)
+
+    def heliproxy_long_body(self, flow: http.HTTPFlow) -> None:
+        """Let a request that is too long to be held pass as it comes, or refuse it if somebody here must read it."""
+        exchange = self.live.get(flow.id)
+        if exchange is None:
+            destination = self.passing.get(flow.id)
+            if destination is not None and destination.kind != "provider":
+                flow.response = flows.response_of(TOO_LONG)
+            else:
+                flow.request.stream = True
+            return
+        exchange.size_request = 0
+        answer = refusal(exchange.directives) or self.destinations[flow.id].answer
+        if answer is None and not self._passes_unread(flow, exchange):
+            answer = TOO_LONG
+        if answer is not None:
+            flows.answer(flow, exchange, answer)
+        else:
+            flow.request.stream = long_bodies.request_tap(exchange)
+            exchange.parse_error = "request: it was too long to be held, and passed on unread"
+
+    def _passes_unread(self, flow: http.HTTPFlow, exchange: Exchange) -> bool:
+        """Whether no gateway and no policy has to read a request."""
+        if self.destinations[flow.id].kind != "provider":
+            return False
+        return self.services.gates.idle(exchange) if self.services is not None else self._ready.is_set()
 
     def _destination(self, flow: http.HTTPFlow) -> tuple[Destination, Directives] | None:
         """Where the request goes and what its headers ask for; None when it is none of our business."""
@@ -392,7 +429,9 @@ class Heliproxy:
             return self._request_later(flow)
         exchange = self.live.get(flow.id)
         if exchange is None:
-            return self._serve(flow) if flow.id in self.passing else None
+            return self._serve(flow) if flow.id in self.passing and flow.response is None else None
+        if exchange.size_request is not None:
+            return None  # it has passed, or is refused
         exchange.request_body = flow.request.raw_content
         answer: Answer | Hit | None
         try:
@@ -491,7 +530,8 @@ class Heliproxy:
         exchange = self.live.get(flow.id)
         if exchange is None:
             destination = self.passing.get(flow.id)
-            if destination is not None and destination.kind == "provider" and response.status_code != 101:
+            known = destination is not None and destination.kind == "provider"
+            if (known or (destination is None and self.alone)) and response.status_code != 101:
                 response.stream = True
             return
         exchange.status = response.status_code

@@ -68,7 +68,8 @@ from mitmproxy.proxy.layers.http._upstream_proxy import HttpUpstreamProxy
 from mitmproxy.proxy.layers.tcp import TCPLayer
 from mitmproxy.proxy.mode_specs import RegularMode
 
-from heliproxy.fast_layers import FlatLayer, InlineStream, fork
+from heliproxy.fast_layers import FlatLayer, fork
+from heliproxy.long_bodies import BoundedStream
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -326,7 +327,7 @@ class RetryLayer(FlatLayer):
         return self.last_alias
 
 
-class RetryStream(InlineStream):
+class RetryStream(BoundedStream):
     """An HTTP stream that may make several upstream calls for its one request."""
 
     _alias: int | None = None
@@ -696,6 +697,9 @@ _SIGNATURES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (HttpStream, "make_server_connection", ("self",)),
     (HttpStream, "check_killed", ("self", "emit_error_hook")),
     (HttpStream, "check_invalid", ("self", "request")),
+    (HttpStream, "check_body_size", ("self", "request")),
+    (HttpStream, "start_request_stream", ("self",)),
+    (HttpStream, "start_response_stream", ("self",)),
     (HttpStream, "send_response", ("self", "already_streamed")),
     (HttpStream, "state_done", ("self", "_")),
     (HttpLayer, "make_stream", ("self", "stream_id")),
@@ -714,6 +718,8 @@ _SIGNATURES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
 )
 _CALLS: tuple[tuple[type, str, str], ...] = (
     (HttpStream, "state_consume_request_body", "make_server_connection"),
+    (HttpStream, "state_consume_request_body", "check_body_size"),
+    (HttpStream, "state_consume_response_body", "check_body_size"),
     (HttpStream, "make_server_connection", "handle_protocol_error"),
     (HttpStream, "make_server_connection", "CONNECT_FAILED"),
     (HttpStream, "_handle_event", "handle_protocol_error"),

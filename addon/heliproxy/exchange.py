@@ -165,6 +165,8 @@ class Exchange:
     """As the client sent them, Helicone-* included."""
     request_body: bytes | None = None
     """As received, still content-encoded."""
+    size_request: int | None = None
+    """Bytes of a request that was too long to be held: it passed as it came, and `request_body` is its beginning."""
     target_url: str | None = None
     """Where the call went, when that is not the provider's own host."""
     source: str = "proxy"

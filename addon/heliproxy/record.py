@@ -189,7 +189,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     ask = asked(exchange)
     request = exchange.request_decoded
     reply, response, parse_error, truncated = _read(exchange, response_headers)
-    truncated = truncated or len(request) > STORED_LIMIT
+    truncated = truncated or len(request) > STORED_LIMIT or exchange.size_request is not None
     status, error_type, error = _status(exchange, reply)
     hit = exchange.cache == "HIT"
     row = _facts(exchange, ask, request_headers) | {
@@ -297,7 +297,7 @@ def _facts(exchange: Exchange, ask: Ask, headers: Mapping[str, str]) -> dict[str
         "client": headers.get("user-agent"),
         "target_url": exchange.target_url,
         "preview": None if exchange.directives.omit_request else ask.preview or None,
-        "size_request": len(exchange.request_body or b""),
+        "size_request": len(exchange.request_body or b"") if exchange.size_request is None else exchange.size_request,
     }
 
 

@@ -49,6 +49,7 @@ class HeadlessMaster(Master):
 
             chain = [heliproxy, *stock.default_addons()]
         else:
+            heliproxy.alone = True
             chain = [
                 core.Core(),
                 disable_h2c.DisableH2C(),
