@@ -19,6 +19,7 @@ from heliproxy.home import make_private_file
 from heliproxy.ingest import provider_name
 from heliproxy.record import utc_text
 from heliproxy.redact import redact_body
+from heliproxy.report import UNSAFE, neutral
 from heliproxy.secrets import redact_path
 from heliproxy.store import COLUMNS, FEEDBACK_SCORE, SET_FEEDBACK, SET_SCORE, Record, Writer
 
@@ -137,7 +138,9 @@ def exported(conn: sqlite3.Connection, row: Mapping[str, Any], *, bodies: bool) 
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    """One object as JSON, in which what a terminal obeys (C1 controls, marks that reorder text) is escaped."""
+    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    return text if text.isprintable() else UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def csv_row(row: Mapping[str, Any]) -> list[Any]:
@@ -149,7 +152,7 @@ def csv_row(row: Mapping[str, Any]) -> list[Any]:
 def csv_cell(value: Any) -> Any:
     if isinstance(value, dict | list):
         return json_line(value) if value else ""  # type: ignore[arg-type]
-    return safe_cell(value)
+    return safe_cell(neutral(value, lines=True)) if isinstance(value, str) else value
 
 
 class Output:

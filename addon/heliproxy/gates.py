@@ -40,6 +40,8 @@ READ_WAIT_SECONDS = 2.0
 """How long the cache may take to be read from disk; then it is a miss, as at Helicone."""
 SAVE_WAIT_SECONDS = 5.0
 """How long a lookup waits for an answer that is complete but still being saved."""
+MAX_REFUSED = 100
+"""Rate limit policies not understood that are logged, each once: a client sends its own with every call."""
 
 Fetch = Callable[[str, list[tuple[str, str]], bytes], tuple[int, bytes]]
 """Post a body to a URL with these headers; blocks; returns status and body."""
@@ -99,6 +101,7 @@ class Gates:
         self.budgets = BudgetStore(self.state, home / DATABASE_NAME)
         self._saving: dict[bytes, _Saving] = {}
         self._rules: tuple[float, security.Rules | None] = (-1.0, None)
+        self._refused_policies: set[str] = set()
         self.clock: Callable[[], float] = time.time
         """Unix seconds, by which cached answers expire."""
         self.side_calls: Callable[[Exchange], None] = lambda _: None
@@ -385,7 +388,9 @@ class Gates:
             policy = _policy(directives.rate_limit_policy)
         except ValueError as e:
             exchange.warnings.append(str(e))
-            logger.warning("%s", e)
+            if len(self._refused_policies) < MAX_REFUSED and directives.rate_limit_policy not in self._refused_policies:
+                self._refused_policies.add(directives.rate_limit_policy)
+                logger.warning("%s", e)
             return None
         user = directives.user_id
         if user is None and policy.segment == "user":

@@ -359,8 +359,10 @@ def held_log() -> Iterator[list[str]]:
 
     class Held(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            from heliproxy.log_lines import log_line
+
             if len(lines) < 20:
-                lines[f"heliproxy: {record.getMessage()}"] = None
+                lines[log_line(record)] = None
 
     handler = Held(logging.WARNING)
     logging.getLogger("mitmproxy").setLevel(logging.CRITICAL)

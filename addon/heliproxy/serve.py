@@ -22,6 +22,7 @@ from heliproxy.dispatch import DirectDispatch
 from heliproxy.early import OptionError, port_error
 from heliproxy.early import StartError as StartError
 from heliproxy.lean import Master, core, disable_h2c, next_layer, proxyserver, tlsconfig
+from heliproxy.log_lines import log_to_stderr
 from heliproxy.services import Services, open_services
 from heliproxy.settings import Settings
 from heliproxy.workers import BACKLOG
@@ -270,7 +271,7 @@ def _days(days: float | None) -> str:
 
 def quiet_logging(level: int = logging.WARNING) -> None:
     """Send warnings to stderr; mitmproxy's line for every connection and stream is left out."""
-    logging.basicConfig(level=level, stream=sys.stderr, format="heliproxy: %(message)s")
+    log_to_stderr(level)
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
 
 

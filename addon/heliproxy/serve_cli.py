@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
@@ -38,7 +37,9 @@ def serve_command(settings: Any, workers: int) -> None:
     if workers > 1 and task is None:
         if sys.platform == "win32":
             raise click.UsageError("--workers needs a system on which processes can share a listening socket")
-        logging.basicConfig(stream=sys.stderr, format="heliproxy: %(message)s")
+        from heliproxy.log_lines import log_to_stderr
+
+        log_to_stderr()
         try:
             watch(settings, workers, sys.argv[1:], click.echo)
         except WorkersError as e:

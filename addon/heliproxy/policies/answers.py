@@ -150,4 +150,4 @@ def one_line(text: str) -> str:
     """Text that is safe to echo in a header or a log line: no control characters (CR, LF and NUL among them)."""
     if text.isprintable():
         return text
-    return "".join(c for c in text if c >= " " and c != "\x7f")
+    return "".join(c for c in text if c >= " " and not "\x7f" <= c <= "\x9f" and c not in "\u2028\u2029")
