@@ -26,6 +26,7 @@ from heliproxy.exchange import (
     Usage,
 )
 from heliproxy.formats import FORMATS
+from heliproxy.header_names import lower_name
 from heliproxy.policies.cache import MAX_ENTRY_BYTES
 from heliproxy.redact import redact_body, redact_form
 from heliproxy.secrets import (
@@ -86,8 +87,8 @@ class Sink:
 
     __slots__ = ("bomb", "broken", "decoded", "decoder", "head", "parser", "raw", "truncated")
 
-    def __init__(self, exchange: Exchange) -> None:
-        headers = lower_headers(exchange.response_headers)
+    def __init__(self, exchange: Exchange, headers: Mapping[str, str] | None = None) -> None:
+        headers = lower_headers(exchange.response_headers) if headers is None else headers
         content_type = headers.get("content-type", "")
         self.parser: StreamParser | None = None
         format = FORMATS.get(exchange.route.format)
@@ -133,10 +134,10 @@ class Sink:
                 self.broken = f"{type(e).__name__}: {e}"
 
 
-def asked(exchange: Exchange) -> Ask:
+def asked(exchange: Exchange, headers: Mapping[str, str] | None = None) -> Ask:
     """What the request asks for, read once; empty when its format is unknown or cannot read it."""
     if exchange.ask is None:
-        headers = lower_headers(exchange.request_headers)
+        headers = lower_headers(exchange.request_headers) if headers is None else headers
         exchange.request_decoded = _decoded(exchange.request_body or b"", headers.get("content-encoding"))
         format = FORMATS.get(exchange.route.format)
         exchange.ask = Ask()
@@ -170,7 +171,7 @@ def lower_headers(fields: HeaderFields) -> dict[str, str]:
     """Header fields as a plain mapping with lower-case names; the first of several wins."""
     found: dict[str, str] = {}
     for name, value in fields:
-        found.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape"))
+        found.setdefault(lower_name(name), value.decode("utf-8", "surrogateescape"))
     return found
 
 
@@ -186,7 +187,7 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     """
     request_headers = lower_headers(exchange.request_headers)
     response_headers = lower_headers(exchange.response_headers)
-    ask = asked(exchange)
+    ask = asked(exchange, request_headers)
     request = exchange.request_decoded
     reply, response, parse_error, truncated = _read(exchange, response_headers)
     truncated = truncated or len(request) > STORED_LIMIT or exchange.size_request is not None
@@ -245,7 +246,7 @@ def open_record(exchange: Exchange, secret: bytes) -> tuple[Record, Exchange]:
     """
     now = replace(exchange, ask=None, request_decoded=b"", chunks=[], warnings=[], attempts=[], after=[], sink=None)
     headers = lower_headers(now.request_headers)
-    ask = asked(now)
+    ask = asked(now, headers)
     row = _facts(now, ask, headers) | _models(now, ask, Reply()) | _who(now, ask, headers, secret)
     row["incomplete"] = 1
     row["stream"] = int(ask.stream)
@@ -320,9 +321,11 @@ def _keep_out(secrets: Sequence[str], row: dict[str, Any]) -> None:
     for name in _WORDS:
         if (words := row.get(name)) and '":' in words:
             row[name] = redact_body(words.encode("utf-8", "replace")).decode("utf-8", "replace")
-    for name, value in row.items():
-        if type(value) is str and name not in _NO_ECHO:
-            row[name] = scrub(value, secrets)
+    said = "\n".join([value for value in row.values() if type(value) is str])
+    if any(secret in said for secret in secrets):
+        for name, value in row.items():
+            if type(value) is str and name not in _NO_ECHO:
+                row[name] = scrub(value, secrets)
 
 
 def _properties(exchange: Exchange, secrets: Sequence[str]) -> dict[str, str]:
@@ -367,7 +370,7 @@ def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Repl
     reply = Reply()
     sink: Sink | None = exchange.sink
     if sink is None:
-        sink = exchange.sink = Sink(exchange)
+        sink = exchange.sink = Sink(exchange, response_headers)
     if exchange.chunks:
         sink.feed(exchange.chunks)
         exchange.chunks = []

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from heliproxy.header_names import lower_name
 from heliproxy.policies.cache import is_credential
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
@@ -155,7 +156,9 @@ def carried_secrets(fields: Iterable[tuple[bytes, bytes]], path: str) -> tuple[s
     """Every key that a request carries, in its headers and its URL: what must not turn up in an echo of it."""
     found: dict[str, None] = {}
     for raw_name, raw_value in fields:
-        name = raw_name.decode("latin-1").lower()
+        name = lower_name(raw_name)
+        if b"://" not in raw_value and not _may_carry(name):
+            continue
         value = raw_value.decode("utf-8", "surrogateescape")
         if name == "sec-websocket-protocol":
             found |= dict.fromkeys(_SUBPROTOCOL.findall(value))
@@ -177,6 +180,10 @@ def carried_secrets(fields: Iterable[tuple[bytes, bytes]], path: str) -> tuple[s
     if odd:
         keys += [spelled for value in odd for spelled in _spellings(value)]
     return tuple(sorted(keys, key=len, reverse=True))[:MOST]
+
+
+def _may_carry(name: str) -> bool:
+    return name in ("sec-websocket-protocol", "cookie") or is_credential(name)
 
 
 def _inside(value: str) -> Iterator[str]:
@@ -246,7 +253,7 @@ def stored_headers(
     """The headers worth keeping, names in lower case; everything not on the allow-list is left out, and these keys."""
     kept: dict[str, str] = {}
     for raw_name, raw_value in fields:
-        name = raw_name.decode("latin-1").lower()
+        name = lower_name(raw_name)
         if name in allowed or name.startswith(_STORED_PREFIXES):
             value = raw_value[:_MAX_HEADER].decode("utf-8", "replace")
             kept[name] = scrub(redact_text(value) if "://" in value else value, secrets)

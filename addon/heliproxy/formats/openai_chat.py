@@ -84,6 +84,9 @@ def _key(index: Any) -> int:
     return index if isinstance(index, int) and not isinstance(index, bool) else 0
 
 
+_PLAIN_DELTA = frozenset(("content", "role"))
+
+
 class ChatStream(StreamState):
     """Chunks; usage comes in the last one, if at all, and must not be summed."""
 
@@ -100,8 +103,22 @@ class ChatStream(StreamState):
             # Not everybody ends with [DONE]; a finish reason is as good.
             self.found.complete = True
 
+    def _plain_text(self, choice: Any) -> bool:
+        """Read a choice that is text and nothing else, as nearly all are. False: it is not, and nothing was read."""
+        delta = choice.get("delta") if type(choice) is dict else None
+        if type(delta) is not dict or not delta.keys() <= _PLAIN_DELTA or "text" in choice:
+            return False
+        said, index = delta.get("content"), choice.get("index")
+        if type(said) is not str or type(index) is not int:
+            return False
+        self.output.say(said, index)
+        return True
+
     def content(self, event: Json) -> None:
-        for choice in objects(event.get("choices")):
+        choices = event.get("choices")
+        if type(choices) is list and len(choices) == 1 and self._plain_text(choices[0]):
+            return
+        for choice in objects(choices):
             index = _key(choice.get("index"))
             delta = as_object(choice.get("delta")) or as_object(choice.get("message"))
             thought = delta.get("reasoning_content") or delta.get("reasoning")
