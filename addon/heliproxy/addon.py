@@ -258,6 +258,7 @@ class Heliproxy:
     def client_disconnected(self, client: connection.Client) -> None:
         self.runs.pop(client.id, None)
         self.door.forget(client)
+        self.fence.forget(client)
 
     def _turned_away(self, flow: http.HTTPFlow, destination: Destination | None) -> Answer | None:
         """What a client is told about a request that is not for it to make: a web page's, or one into this machine."""
@@ -295,7 +296,7 @@ class Heliproxy:
         hop = chain.hop("https", request.host, request.port) if chain is not None else None
         if hop is not None and hop.authorization is not None:
             request.headers["Proxy-Authorization"] = hop.authorization
-        await self.fence.check_tunnel(request)
+        await self.fence.check_tunnel(flow)
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         host = data.conn.sni or (data.context.server.address or ("?",))[0]
@@ -333,12 +334,12 @@ class Heliproxy:
                 flow.request.headers.fields = fields  # `Helicone-*` headers say what a log sent to us is about
             if destination.kind == "provider":
                 self.seen[route.provider] += 1
-                self._send_to(flow.request, destination)
+                self._send_to(flow, destination)
                 flow.request.stream = "upgrade" not in flow.request.headers
             return
         self.seen[route.provider] += 1
         path = destination.path
-        target_url = self._send_to(flow.request, destination) if destination.kind == "provider" else None
+        target_url = self._send_to(flow, destination) if destination.kind == "provider" else None
         self.destinations[flow.id] = destination
         self.live[flow.id] = Exchange(
             id=directives.request_id or new_request_id(int(time.time() * 1000)),
@@ -412,10 +413,11 @@ class Heliproxy:
         known = flows.with_origin(known, request)
         return targets.overridden(known, request.method, directives, self._allowed), directives
 
-    def _send_to(self, request: http.Request, destination: Destination) -> str | None:
+    def _send_to(self, flow: http.HTTPFlow, destination: Destination) -> str | None:
         """Point the request at its destination, or where the operator sends that host; returns the origin if other."""
+        request = flow.request
         if destination.guarded:
-            self.fence.guarded.add((destination.host, destination.port))
+            self.fence.guard(flow.client_conn, destination.host, destination.port)
         upstream = self.settings.upstreams.get(destination.host)
         if upstream is None:
             flows.point_at(request, destination.scheme, destination.host, destination.port, destination.path)

@@ -36,16 +36,30 @@ class Fence:
         self.settings = Settings()
         self.allowed: Collection[str] = frozenset()
         """What the operator named, as `host` or `host:port`."""
-        self.guarded: set[tuple[str, int]] = set()
-        """Addresses that clients named as targets: to be public when they are dialled."""
+        self._guarded: dict[str, set[tuple[str, int]]] = {}
+        """Addresses that clients named as targets, by client connection id: to be public when they are dialled."""
         self._door, self._api_port = door, api_port
+
+    def guard(self, client: connection.Client, host: str, port: int) -> None:
+        """Have a client led to a target that its request named only at a public address.
+
+        By client: another one may well reach a private address, as a proxy's client does.
+        """
+        self._guarded.setdefault(client.id, set()).add((host, port))
+
+    def forget(self, client: connection.Client) -> None:
+        """A client has left."""
+        self._guarded.pop(client.id, None)
+
+    def _is_guarded(self, client: connection.Client, host: str, port: int) -> bool:
+        return client.id in self._guarded and (host, port) in self._guarded[client.id]
 
     async def check_dial(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Dial a target that a client named only at a public address, and at the very address that was checked."""
         address = data.server.address
         if address is None:
             return
-        if (address[0], address[1]) not in self.guarded:
+        if not self._is_guarded(data.client, address[0], address[1]):
             await self._keep_outside(data, address[0], address[1])
             return
         reason, checked = await flows.public_address(address[0], address[1])
@@ -65,9 +79,10 @@ class Fence:
             logger.warning("%s", reach.refusal(address[0], address[1]))
             flows.cut(ctx.master.addons.get("proxyserver"), data.client, data.server)
 
-    async def check_tunnel(self, request: http.Request) -> None:
+    async def check_tunnel(self, flow: http.HTTPFlow) -> None:
         """Guard a tunnel through the company's proxy as a dial of our own."""
-        if (request.host, request.port) not in self.guarded:
+        request = flow.request
+        if not self._is_guarded(flow.client_conn, request.host, request.port):
             return
         reason, checked = await flows.public_address(request.host, request.port)
         if checked is not None:

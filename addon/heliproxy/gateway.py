@@ -22,7 +22,7 @@ class GatewayCall:
 
     Args:
         gates: the policies, which each choice passes: its cache settings are its own.
-        send_to: points a request at a destination; returns the origin if it is not the provider's.
+        send_to: points a flow's request at a destination; returns the origin if it is not the provider's.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class GatewayCall:
         exchange: Exchange,
         chosen: Chosen,
         gates: Gates,
-        send_to: Callable[[http.Request, Destination], str | None],
+        send_to: Callable[[http.HTTPFlow, Destination], str | None],
     ) -> None:
         self._exchange, self._chosen = exchange, chosen
         self._gates, self._send_to = gates, send_to
@@ -47,7 +47,7 @@ class GatewayCall:
         exchange.directives = one.directives
         request = flow.request
         request.headers = http.Headers([(n.encode("latin-1", "replace"), v.encode("utf-8")) for n, v in one.headers])
-        exchange.target_url = self._send_to(request, one.destination)
+        exchange.target_url = self._send_to(flow, one.destination)
         request.headers["host"] = request.pretty_host if request.port in (80, 443) else f"{request.host}:{request.port}"
         request.content = one.body
         exchange.route, exchange.path = one.destination.route, one.destination.path

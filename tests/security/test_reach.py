@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -158,3 +160,20 @@ def test_verdicts() -> None:
     assert reach.verdict("10.0.0.1") is Verdict.OUTSIDE
     assert reach.verdict("example.com") is Verdict.UNKNOWN
     assert {reach.verdict(host) for host in SPELLINGS} == {Verdict.HERE}
+
+
+def test_a_target_that_was_refused_stays_reachable_for_others(
+    run: Running, victim: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target must be public; a program that asks for the same place may go where it could go without us."""
+    asked = answering(monkeypatch, "192.0.2.99")
+    body = b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    named = b"Helicone-Target-URL: http://rebound.example.com:%d\r\n" % victim.port
+    head = b"POST /v1/gateway/v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % run.proxy.port
+    got = raw(run.proxy.port, head + named + body)
+    assert b"not a public address" in got
+    assert asked
+    guarded, deadline = run.proxy.addon.fence._guarded, time.monotonic() + 10
+    while guarded and time.monotonic() < deadline:  # until the client is known to have left
+        threading.Event().wait(0.02)
+    assert not guarded
