@@ -80,7 +80,11 @@ def open_rig(home: Path, prices: Prices) -> Rig:
     """Start a recorder over `home` and put the app on top; the caller closes both."""
     recorder = Recorder(Store(home / DATABASE_NAME).writer, lambda: Pricing(prices, estimate, b"s" * 32))
     recorder.start()
-    services = SimpleNamespace(recorder=recorder, api=None, facts=dict)
+
+    async def all_facts(flush: bool) -> dict[str, Any]:
+        return recorder.facts() | ({"flushed": recorder.flushed()} if flush else {})
+
+    services = SimpleNamespace(recorder=recorder, api=None, facts=dict, all_facts=all_facts)
     addon = SimpleNamespace(settings=Settings(home=home), recorder=recorder, live={}, services=services)
     app = create_app(addon)  # type: ignore[arg-type]
     return Rig(TestClient(app, base_url=ORIGIN), recorder, app, home, addon)

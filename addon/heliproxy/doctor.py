@@ -267,7 +267,9 @@ def ports(port: int, api_port: int) -> Iterator[Finding]:
             cure = f"end that program, or start heliproxy with {option} and another number"
             yield Finding(area, "failure", f"{number} is taken by another program", cure)
             continue
-        yield Finding(area, "ok", f"heliproxy {facts.get('version')} serves on {number}")
+        workers = facts.get("workers") or ()
+        by = f" with {len(workers)} workers" if workers else ""
+        yield Finding(area, "ok", f"heliproxy {facts.get('version')} serves on {number}{by}")
         if area == "proxy port":
             yield losses(facts)
 
@@ -305,7 +307,11 @@ def _password(url: str) -> str | None:
 def losses(facts: Mapping[str, Any]) -> Finding:
     """What a running proxy counted as lost since it started."""
     lost = [f"{facts[k]:,} {k.replace('_', ' ')}" for k in LOSSES if facts.get(k)]
-    if facts.get("recorder") == "stopped":
+    workers = [w for w in facts.get("workers") or () if w.get("recorder") != "running"]
+    if workers:
+        said = {"silent": "does not answer"}
+        lost[:0] = [f"worker {w.get('worker')} {said.get(str(w.get('recorder')), 'is not running')}" for w in workers]
+    elif facts.get("recorder") == "stopped":
         lost.insert(0, "the recorder has stopped")
     if facts.get("away_since"):
         waiting = facts.get("unwritten", 0)
@@ -333,7 +339,7 @@ def health(port: int, seconds: float = 3.0) -> dict[str, Any] | None:
     conn = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         conn.request("GET", "/health")
-        facts = json.loads(conn.getresponse().read(65536))
+        facts = json.loads(conn.getresponse().read(MIB))
     except (OSError, ValueError, RecursionError, http.client.HTTPException):
         return None
     finally:

@@ -18,6 +18,7 @@ from mitmproxy.proxy import mode_servers, mode_specs
 
 from heliproxy.addon import Heliproxy
 from heliproxy.certs import prepare
+from heliproxy.colleagues import Colleagues
 from heliproxy.dispatch import DirectDispatch
 from heliproxy.early import OptionError, port_error
 from heliproxy.early import StartError as StartError
@@ -80,7 +81,7 @@ class Proxy:
         return Heliproxy(self._open_services)
 
     def _open_services(self, found: Settings) -> Services:
-        services = open_services(replace(found, worker=self.settings.worker))
+        services = open_services(replace(found, worker=self.settings.worker, workers=self.settings.workers))
         services.api_needed = True
         return services
 
@@ -288,11 +289,20 @@ async def serve(settings: Settings, ready: Callable[[Proxy], None], listener: so
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    if settings.worker is not None:
-        loop.add_reader(sys.stdin, stopped.set)
     ready(proxy)
+    if settings.worker is not None:
+        await _meet(proxy, settings.worker, stopped.set)
     await stopped.wait()
     await proxy.stop()
+
+
+async def _meet(proxy: Proxy, number: int, alone: Callable[[], object]) -> None:
+    """Let the other workers ask how this one is, and this one's API ask them."""
+    services = proxy.addon.services
+    if services is None:
+        return
+    services.colleagues = Colleagues(number, services.own_facts, alone)
+    await services.colleagues.listen()
 
 
 class ProxyThread:

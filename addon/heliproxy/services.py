@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 import sqlite3
 import ssl
@@ -15,6 +16,7 @@ from collections.abc import Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from heliproxy.colleagues import Colleagues, together
 from heliproxy.faults import Faults
 from heliproxy.gates import Gates
 from heliproxy.heap import give_back
@@ -177,10 +179,26 @@ class Services:
         self.webhooks: Webhooks
         self.keeper: Keeper | None = None
         self.faults = Faults()
+        self.colleagues: Colleagues | None = None
+        """The other processes that serve the same port, if any."""
 
     def facts(self) -> dict[str, Any]:
         """Failures of hooks and policies so far, as `/health` says them."""
         return self.faults.facts() | self.gates.state.facts()
+
+    async def own_facts(self, flush: bool) -> dict[str, Any]:
+        """Everything `/health` says of this process; with `flush` once everything handed over before is committed."""
+        flushed = {}
+        if flush:
+            flushed["flushed"] = await asyncio.get_running_loop().run_in_executor(None, self.recorder.flushed)
+        return self.recorder.facts() | self.facts() | {"pid": os.getpid()} | flushed
+
+    async def all_facts(self, flush: bool) -> dict[str, Any]:
+        """As `own_facts`, of all processes that serve the port together."""
+        if self.colleagues is None:
+            return await self.own_facts(flush)
+        own, others = await asyncio.gather(self.own_facts(flush), self.colleagues.ask(flush))
+        return together({"worker": self.colleagues.number} | own, others, self.settings.workers)
 
     async def start(self, addon: Heliproxy) -> None:
         """Open the database and the API port.

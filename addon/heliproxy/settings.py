@@ -59,6 +59,7 @@ class Settings:
     retention: Retention = field(default_factory=Retention)
     worker: int | None = None
     """The number of this process among those of `--workers`; None when there is just one."""
+    workers: int = 1
     run_id: str | None = None
     token: str | None = None
     chain: Chain | None = None

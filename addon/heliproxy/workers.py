@@ -18,13 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from heliproxy.colleagues import MAX_LINE, Switchboard
+
 if TYPE_CHECKING:
     from heliproxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "HELIPROXY_WORKER"
-"""What a worker is told by its watcher: number, file descriptor of the listening socket, API port."""
+"""What a worker is told by its watcher: number, file descriptor of the listening socket, API port, count of workers."""
 READY = "heliproxy ready:"
 BACKLOG = 1024
 FIRST_PAUSE = 0.5
@@ -44,11 +46,12 @@ class Duty:
     number: int
     listener: socket.socket
     api_port: int
+    count: int
 
     def settle(self, settings: Settings) -> Settings:
         """The settings of this worker: only the first has the dashboard."""
         api_port = self.api_port if self.number == 0 and settings.api_port is not None else None
-        return replace(settings, worker=self.number, api_port=api_port)
+        return replace(settings, worker=self.number, workers=self.count, api_port=api_port)
 
 
 def duty() -> Duty | None:
@@ -56,8 +59,8 @@ def duty() -> Duty | None:
     told = os.environ.pop(VARIABLE, None)
     if told is None:
         return None
-    number, descriptor, api_port = map(int, told.split(":"))
-    return Duty(number, socket.socket(fileno=descriptor), api_port)
+    number, descriptor, api_port, count = map(int, told.split(":"))
+    return Duty(number, socket.socket(fileno=descriptor), api_port, count)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -90,6 +93,7 @@ class Watcher:
         self._stopping = asyncio.Event()
         self._api_port = settings.api_port or 0
         self._running: dict[int, asyncio.subprocess.Process] = {}
+        self._switchboard = Switchboard()
 
     async def run(self) -> None:
         """Return when all workers have ended.
@@ -124,13 +128,16 @@ class Watcher:
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that its watcher is gone
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(descriptor,),
-            env=os.environ | {VARIABLE: f"{number}:{descriptor}:{self._api_port}"},
+            env=os.environ | {VARIABLE: f"{number}:{descriptor}:{self._api_port}:{self._count}"},
+            limit=MAX_LINE,
         )
         self._running[number] = process
         assert process.stdout is not None
+        assert process.stdin is not None
         async for line in process.stdout:
             text = line.decode(errors="replace").rstrip("\n")
             if text.startswith(READY):
+                self._switchboard.connect(number, process.stdout, process.stdin)
                 return text
         status = await process.wait()
         raise WorkersError(f"worker {number} ended with status {status} before it was ready")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fakes import Answer, Asked, Upstream, json_answer
-from served import Load, Served, query, served
+from served import ROOT, Load, Served, query, served
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes share a listening socket on POSIX only")
 
@@ -65,6 +65,46 @@ def test_an_answer_cached_by_one_is_given_by_the_other(tmp_path: Path) -> None:
                 answer.headers["helicone-cache"] for answer in pool.map(lambda _: run.ask(headers=cached), range(40))
             }
         assert (found, len(up.asked)) == ({"HIT"}, 1)
+
+
+def test_health_speaks_of_all_workers(tmp_path: Path) -> None:
+    with Upstream(hello) as up, served(tmp_path / "home", up.url, "--workers", "3") as run:
+        with Load(run.port, clients=24) as load:
+            assert run.wait_for(lambda: len(load.answered) >= 300)
+        facts = run.health(flush=True)
+        assert (facts["status"], facts["recorder"], facts["flushed"]) == ("ok", "running", True)
+        assert facts["rows"] == facts["written"] == len(load.answered)
+        assert [worker["worker"] for worker in facts["workers"]] == [0, 1, 2]
+        assert {worker["pid"] for worker in facts["workers"]} == workers_of(run)
+        assert sum(worker["rows"] > 0 for worker in facts["workers"]) >= 2
+        # At the proxy's port it is any of them that answers.
+        for _ in range(6):
+            found = Served._fetch(run.port, "GET", "/health", None, {}, 20).json
+            assert (found["rows"], len(found["workers"])) == (len(load.answered), 3)
+        doctor = [sys.executable, "-m", "heliproxy", "doctor", "--quick", "--home", str(tmp_path / "home")]
+        command, env = [*doctor, "--port", str(run.port)], os.environ | {"PYTHONPATH": str(ROOT / "addon")}
+        said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60).stdout
+        assert f"serves on {run.port} with 3 workers" in said
+        assert f"none in {len(load.answered)} rows since it started" in said
+
+
+def test_health_says_which_worker_does_not_answer(tmp_path: Path) -> None:
+    with Upstream(hello) as up, served(tmp_path / "home", up.url, "--workers", "2") as run:
+        first, second = (worker["pid"] for worker in run.health()["workers"])
+        os.kill(second, signal.SIGSTOP)
+        try:
+            facts = run.health()
+        finally:
+            os.kill(second, signal.SIGCONT)
+        assert (facts["status"], facts["recorder"]) == ("degraded", "silent")
+        assert [(worker["worker"], worker["recorder"]) for worker in facts["workers"]] == [
+            (0, "running"),
+            (1, "silent"),
+        ]
+        os.kill(second, signal.SIGKILL)
+        assert run.wait_for(lambda: run.health()["workers"][1]["recorder"] == "stopped")
+        assert run.wait_for(lambda: run.health()["workers"][1].get("pid") in workers_of(run) - {first})
+        assert run.wait_for(lambda: run.health()["status"] == "ok")
 
 
 def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:

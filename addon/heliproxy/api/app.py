@@ -120,16 +120,18 @@ WRONG = ("lost_rows", "lost_bodies", "errors", "hook_errors", "policy_errors", "
 async def health(request: Request) -> Response:
     """What works and what was lost; 200 also when degraded, for the proxy itself goes on.
 
-    With `?flush=1` it answers once everything handed over before is committed (`flushed` true), or cannot be.
+    Of several workers it gives the sums, and what each of them says. With `?flush=1` it answers once everything handed
+    over before is committed (`flushed` true), or cannot be.
     """
     addon = request.app.state.addon
-    recorder = addon.recorder
-    flushed = {}
-    if request.query_params.get("flush"):
-        flushed["flushed"] = await to_thread.run_sync(recorder.flushed)
-    facts = recorder.facts() | (addon.services.facts() if addon.services is not None else {})
-    healthy = recorder.alive and not any(facts.get(name) for name in WRONG)
-    return JSONResponse({"status": "ok" if healthy else "degraded", "version": __version__, **facts, **flushed})
+    flush = bool(request.query_params.get("flush"))
+    if addon.services is not None:
+        facts = await addon.services.all_facts(flush)
+    else:
+        flushed = {"flushed": await to_thread.run_sync(addon.recorder.flushed)} if flush else {}
+        facts = addon.recorder.facts() | flushed
+    healthy = facts["recorder"] == "running" and not any(facts.get(name) for name in WRONG)
+    return JSONResponse({"status": "ok" if healthy else "degraded", "version": __version__, **facts})
 
 
 async def openapi_document(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
