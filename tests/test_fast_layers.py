@@ -37,6 +37,27 @@ def test_headers_are_found_as_mitmproxy_finds_them(fields: Sequence[tuple[bytes,
     stock = [v.decode("utf-8", "surrogateescape") for v in MultiDict.get_all(headers, name)]
     assert fast_layers.get_all(headers, name) == stock
     assert fast_layers.get_all(headers, name.decode("utf-8", "surrogateescape")) == stock
+    assert fast_layers.get(headers, name, 7) == (", ".join(stock) if stock else 7)
+
+
+@given(FIELDS, NAMES, st.sampled_from([b"Accept", b"host", b"x-new"]))
+def test_changed_headers_are_read_anew(fields: Sequence[tuple[bytes, bytes]], name: bytes, changed: bytes) -> None:
+    headers = Headers(fields)
+    fast_layers.get_all(headers, name)
+    twin = headers.copy()
+    headers[changed] = "new"
+    assert fast_layers.get_all(headers, changed.upper()) == ["new"]
+    del headers[changed]
+    assert fast_layers.get_all(headers, changed) == []
+    headers.add(changed, b"again")
+    headers.insert(0, changed, b"first")
+    assert fast_layers.get(headers, changed) == "first, again"
+    headers.fields = [*headers.fields, (changed, b"listed")]  # type: ignore[assignment]
+    assert fast_layers.get_all(headers, changed)[-1] == "listed"
+    headers.fields.append((changed, b"in place"))  # type: ignore[attr-defined]
+    assert fast_layers.get_all(headers, changed)[-1] == "in place"
+    assert twin == Headers(fields)
+    assert fast_layers.get_all(twin, name) == fast_layers.get_all(Headers(fields), name)
 
 
 def test_options_are_what_mitmproxy_says_and_cannot_be_changed_from_outside() -> None:

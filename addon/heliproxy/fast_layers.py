@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from logging import WARNING
+from typing import Any
 
 from mitmproxy import ctx
 from mitmproxy.connection import Connection, ConnectionState
@@ -69,6 +70,7 @@ def use() -> None:
     if hasattr(MessageData, "__post_init__"):
         MessageData.__post_init__ = _unchecked  # type: ignore[method-assign]
     Headers.get_all = get_all  # type: ignore[method-assign]
+    Headers.get = get  # type: ignore[assignment, method-assign]
     _Option.current = current  # type: ignore[method-assign]
 
 
@@ -76,10 +78,33 @@ def _unchecked(self: MessageData) -> None:
     pass
 
 
+_INDEX = "_heliproxy_index"
+"""Under this name headers keep the fields their index was made of, and that index."""
+
+
 def get_all(self: Headers, name: str | bytes) -> list[str]:
-    """The values of a header, one for each time it was sent: what `Headers.get_all` gives, in one loop."""
+    """The values of a header, one for each time it was sent: what `Headers.get_all` gives, by an index.
+
+    Headers are changed by giving them new fields, a tuple; then the index is made anew.
+    """
     key = (name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name).lower()
-    return [value.decode("utf-8", "surrogateescape") for field, value in self.fields if field.lower() == key]
+    fields = self.fields
+    made = vars(self).get(_INDEX)
+    if made is None or made[0] is not fields:
+        index: dict[bytes, list[bytes]] = {}
+        for field, value in fields:
+            index.setdefault(field.lower(), []).append(value)
+        if type(fields) is tuple:
+            vars(self)[_INDEX] = (fields, index)
+    else:
+        index = made[1]
+    return [value.decode("utf-8", "surrogateescape") for value in index.get(key, ())]
+
+
+def get(self: Headers, key: str | bytes, default: Any = None) -> Any:
+    """A header folded into one value, as `Headers.get` gives it, without an exception for one that is not there."""
+    values = get_all(self, key)
+    return ", ".join(values) if values else default
 
 
 def current(self: _Option) -> object:
