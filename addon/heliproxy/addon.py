@@ -229,11 +229,17 @@ class Heliproxy:
 
     # ---------------------------------------------------------------- connections
 
+    def client_connected(self, client: connection.Client) -> None:
+        if self._retries_off is None:
+            proxyserver = ctx.master.addons.get("proxyserver")
+            handler = proxyserver.connections.get(client.id) if proxyserver is not None else None
+            if handler is not None:
+                fast_layers.adopt(handler.layer)
+
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if self._retries_off is None:
             chain = self.settings.chain
             layers = self.patience.layers if self.patience is not None else None
-            fast_layers.adopt(nextlayer)
             if self._is_ours is not None:
                 fast_layers.choose(nextlayer, self._is_ours)
             attempts.install(nextlayer, chain.spec if chain is not None else None, layers)

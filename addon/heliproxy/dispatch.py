@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 from mitmproxy import exceptions, hooks
 from mitmproxy.addonmanager import AddonManager, safecall, traverse
 from mitmproxy.flow import Flow
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
+    from mitmproxy.proxy.commands import StartHook
 
 _UPDATE = hooks.UpdateHook([])
 _REST = "_heliproxy_rest"
 """Under this name a hook that `begin` has begun keeps what is left to be awaited, if anything."""
+_AT_ONCE = "heliproxy_at_once"
+HandleHook = Callable[["ProxyConnectionHandler", "StartHook"], Coroutine[Any, Any, None]]
 
 
 class DirectDispatch(AddonManager):
@@ -169,8 +173,23 @@ async def _guarded(work: Awaitable[Any]) -> None:
             raise
 
 
+def _at_once(handle: HandleHook) -> HandleHook:
+    """A hook of a connection itself; only for one that waits its time is stopped, and its flow looked at."""
+
+    async def handle_hook(self: ProxyConnectionHandler, hook: StartHook) -> None:
+        manager = self.master.addons
+        if type(manager) is not DirectDispatch or not manager.begin(hook):
+            await handle(self, hook)
+
+    vars(handle_hook)[_AT_ONCE] = True
+    return handle_hook
+
+
 def use(master: Master) -> None:
     """Switch a running master to direct dispatch; one with a manager of its own making is left alone."""
     if type(master.addons) is AddonManager:
         master.addons.__class__ = DirectDispatch
         vars(master.addons)["_known"] = {}
+    handle = ProxyConnectionHandler.handle_hook
+    if not hasattr(handle, _AT_ONCE) and tuple(inspect.signature(handle).parameters) == ("self", "hook"):
+        ProxyConnectionHandler.handle_hook = _at_once(handle)  # type: ignore[assignment, method-assign]

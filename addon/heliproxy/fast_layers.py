@@ -168,9 +168,8 @@ class Root:
                     yield command
 
 
-def adopt(nextlayer: NextLayer) -> None:
-    """Put a `Root` before a connection's first layer, once that is one whose events we know."""
-    first = nextlayer.context.layers[0] if nextlayer.context.layers else None
+def adopt(first: Layer) -> None:
+    """Put a `Root` before a connection's first layer, if that is one whose events we know."""
     if type(first) is HttpProxy and ROOT not in vars(first):
         root = Root(first)
         setattr(first, ROOT, root)
@@ -178,16 +177,21 @@ def adopt(nextlayer: NextLayer) -> None:
 
 
 def choose(nextlayer: NextLayer, allowed: Callable[[str], object]) -> None:
-    """Choose the layers of an intercepted tunnel to a host that `allowed` (host:port) knows, as mitmproxy would.
+    """Choose the layers of a client's connection, and of a tunnel in it to a host that `allowed` (host:port) knows, as
+    mitmproxy would.
 
     mitmproxy also looks up the names in the TLS and HTTP that the tunnel carries. That can only add to what is allowed,
     and has it read the greeting of TLS twice. Everything but the common case is left to it.
     """
     context = nextlayer.context
     stack, address = context.layers, context.server.address
-    if nextlayer.layer is not None or len(stack) not in (3, 5) or address is None:
+    if nextlayer.layer is not None or len(stack) not in (1, 3, 5) or not all(map(isinstance, stack, _TUNNEL)):
         return
-    if not all(map(isinstance, stack, _TUNNEL)) or not allowed(f"{address[0]}:{address[1]}"):
+    if len(stack) == 1:
+        if address is None and context.server.peername is None and not starts_like_tls_record(nextlayer.data_client()):
+            nextlayer.layer = HttpLayer(context, HTTPMode.regular)
+        return
+    if address is None or not allowed(f"{address[0]}:{address[1]}"):
         return
     data = nextlayer.data_client()
     if len(stack) == 3:
