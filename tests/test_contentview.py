@@ -168,6 +168,23 @@ def test_module_knows_what_the_row_calls_things() -> None:
     assert set(contentview.NOTED) <= set(COLUMNS)
 
 
+def test_our_view_shows_no_key() -> None:
+    flow = chat_flow()
+    flow.request.headers["authorization"] = "Bearer sk-0123456789"
+    flow.request.path += "?key=sk-abcdefghij"
+    secret = {"authorization_token": "sk-of-a-server", "url": "https://m"}
+    called = {"type": "function", "function": {"name": "f", "arguments": json.dumps({"password": "sk-argument"})}}
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [called]}]
+    flow.request.content = json.dumps({"model": "m", "messages": messages, "mcp_servers": [secret]}).encode()
+    echo = "You sent sk-0123456789 and sk-abcdefghij"
+    flow.response.content = json.dumps({"choices": [{"message": {"content": echo}}]}).encode()
+    for message in (flow.request, flow.response):
+        view = shown(message, flow)
+        assert view.view_name == "LLM"
+        assert "[redacted]" in view.text
+        assert "sk-" not in view.text
+
+
 # -- the real mitmweb ------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,9 @@ from heliproxy.conversation import as_text, read_request, read_response, visible
 from heliproxy.exchange import Exchange, Outcome
 from heliproxy.formats.reading import as_object, load_object
 from heliproxy.home import DATABASE_NAME
+from heliproxy.redact import redact_body
 from heliproxy.rounding import without_noise
+from heliproxy.secrets import carried_secrets, scrub_bytes
 from heliproxy.statuses import is_failed
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class LlmContentview(contentviews.Contentview):
 
     def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:
         content_type = metadata.content_type or ""
+        data = without_keys(data, metadata.flow)
         if metadata.websocket_message is not None:
             return message_text(data)
         if isinstance(metadata.http_message, http.Request):
@@ -72,6 +75,13 @@ class LlmContentview(contentviews.Contentview):
         if not answer:
             answer = "(nothing was answered)"
         return f"{facts}\n\n{answer}" if facts else answer
+
+
+def without_keys(data: bytes, of: flow.Flow | None) -> bytes:
+    """A body as the log would keep it: our view is what people show to others."""
+    request = of.request if isinstance(of, http.HTTPFlow) else None
+    keys = carried_secrets(request.headers.fields, request.path) if request is not None else ()
+    return redact_body(scrub_bytes(data, keys))
 
 
 def format_of(metadata: contentviews.Metadata) -> str:
