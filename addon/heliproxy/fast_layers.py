@@ -61,17 +61,19 @@ _REQUEST = re.compile(rb"[A-Z]{3,} [^\r\n]")
 
 
 def use() -> None:
-    """Replace three small things that every call pays for many times.
+    """Replace four small things that every call pays for many times.
 
     The check of a new message's field types, which mitmproxy makes unless Python runs with -O, raises and swallows six
     exceptions, whose tracebacks keep the message alive. A header is looked up some thirty times for one call, with
-    four function calls for each header there is. And each look at an option copies its value twice, deeply.
+    four function calls for each header there is. Each look at an option copies its value twice, deeply. And a context
+    that is forked makes a server object, with an id from the system's random source, and throws it away.
     """
     if hasattr(MessageData, "__post_init__"):
         MessageData.__post_init__ = _unchecked  # type: ignore[method-assign]
     Headers.get_all = get_all  # type: ignore[method-assign]
     Headers.get = get  # type: ignore[assignment, method-assign]
     _Option.current = current  # type: ignore[method-assign]
+    Context.fork = fork  # type: ignore[assignment, method-assign]
 
 
 def _unchecked(self: MessageData) -> None:
