@@ -90,8 +90,10 @@ def test_lost_call_is_neither_an_error_nor_unpriced(path: Path, tokens: int | No
     put(path, lost)
     with closing(open_reader(path)) as conn:
         for by in (["model"], ["status"], []):
-            total = costs(conn, by).total
-            assert (total.requests, total.errors, total.unpriced) == (1, 0, 0)
+            found = costs(conn, by)
+            total = found.total
+            assert (total.requests, total.errors, total.unpriced, found.lost) == (1, 0, 0, 1)
+        assert costs(conn, filters=Filters(models=("other",))).lost == 0
         (session,) = queries.session_list(conn, Filters())
         assert (session["errors"], session["unpriced"] or 0) == (0, 0)
         for form in ("error", "ok"):

@@ -38,6 +38,8 @@ class Costs:
     groups: int
     approximate: bool = False
     """Whether percentiles are within 1 % only: sums of the past are among what was added up."""
+    lost: int = 0
+    """Requests that were under way when heliproxy ended: counted, but no errors, and their cost is in no sum."""
 
 
 SORTS = {
@@ -90,7 +92,8 @@ def costs(
         total.merge(one)
     lines = [one.line(key) for key, one in found.items()]
     lines = arranged(lines, groups, sort, descending)
-    return Costs(groups, lines[:top], total.line(()), len(lines), bool(total.past_latencies))
+    lost = lost_calls(conn, filters)
+    return Costs(groups, lines[:top], total.line(()), len(lines), bool(total.past_latencies), lost)
 
 
 def arranged(lines: list[Line], by: tuple[str, ...], sort: str | None, descending: bool) -> list[Line]:
@@ -190,6 +193,17 @@ def note_lost(conn: sqlite3.Connection, rows: list[Row]) -> None:
     for row in waiting:
         if row["id"] in lost:
             row["error_type"], row["error"] = LOST, LOST_ERROR
+
+
+def lost_calls(conn: sqlite3.Connection, filters: Filters | None = None) -> int:
+    """How many requests were under way when heliproxy ended, so that nobody knows what became of them."""
+    where, values = (filters or Filters()).condition()
+    sql = (
+        f"SELECT r.id, r.incomplete, r.status, r.error_type, r.error FROM requests r WHERE r.incomplete = 1 AND {where}"
+    )
+    rows = fetch_rows(conn, sql, values)
+    note_lost(conn, rows)
+    return sum(row["status"] is None and row["error_type"] == LOST for row in rows)
 
 
 def add_properties(conn: sqlite3.Connection, rows: list[Row]) -> None:

@@ -606,6 +606,8 @@ def _together(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
     def one(name: str) -> Any:
         mine, other = ours[name], others.get(name)
-        return mine + other if isinstance(mine, int) and isinstance(other, int) else mine or other
+        if isinstance(mine, int) and isinstance(other, int):
+            return mine + other
+        return mine if other is None else mine or other
 
     return {name: one(name) for name in ours}

@@ -333,3 +333,8 @@ def hideable(columns: tuple[Column, ...], rows: Sequence[Mapping[str, Any]]) -> 
 
 def request_word(count: int) -> str:
     return f"{count:,} request" if count == 1 else f"{count:,} requests"
+
+
+def lost_words(count: int) -> str:
+    """`3 requests whose end was not seen ...`."""
+    return f"{request_word(count)} whose end was not seen, as heliproxy itself ended (killed, crashed, power cut)"

@@ -140,6 +140,7 @@ def costs_table(result: Costs, filters: Filters, zone: tzinfo, notes: Sequence[s
         "until": filters.until and times.stored_time(filters.until),
         "timezone": str(zone),
         "groups": result.groups,
+        "lost": result.lost,
     }
     return Table(
         columns=(*keys, *report.hideable(report.COST_COLUMNS, rows)),
@@ -163,6 +164,8 @@ def cost_notes(result: Costs) -> Iterator[str]:
         yield f"{result.groups - len(result.lines):,} more groups are in the total but not shown."
     if total.unpriced:
         yield f"Cost unknown for {report.request_word(total.unpriced)}: not in the sums."
+    if result.lost:
+        yield f"Cost unknown also for {report.lost_words(result.lost)}."
     if result.approximate:
         yield "p50 and p95 are within 1 %."
     if total.estimated:

@@ -399,6 +399,7 @@ def summary(home: Path, run_id: str) -> dict[str, Any]:
         "output_tokens": total.output_tokens,
         "estimated": total.estimated,
         "unpriced": total.unpriced,
+        "lost": found.lost,
         "cost_usd": total.cost_usd,
         "saved_usd": total.saved_usd,
         "models": [
@@ -437,6 +438,10 @@ def summary_lines(facts: Mapping[str, Any], most: int = 8) -> list[str]:
         lines.append(f"   and {len(facts['models']) - most} more")
     if facts["unpriced"]:
         lines.append(f"   cost unknown for {_count(facts['unpriced'], 'request')}")
+    if facts.get("lost"):
+        from heliproxy.report import lost_words
+
+        lines.append(f"   cost unknown for {lost_words(facts['lost'])}")
     if facts["estimated"]:
         lines.append(f"   tokens estimated for {_count(facts['estimated'], 'request')}")
     lines.append(f"   details: heliproxy requests --run {facts['run_id']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -88,7 +89,9 @@ def test_killed_process_leaves_its_calls_visible_and_the_next_one_calls_them_los
         assert " lost" in CliRunner().invoke(main, ["requests", "--home", str(home)]).output
         assert run(home, "show", id, "-f", "json")["error_type"] == "lost"
         costs = run(home, "costs", "-f", "json")
-        assert (costs["total"]["errors"], costs["total"]["unpriced"]) == (0, 0)
+        assert (costs["total"]["errors"], costs["total"]["unpriced"], costs["lost"]) == (0, 0, 1)
+        said = CliRunner().invoke(main, ["costs", "--home", str(home)]).output
+        assert "Cost unknown also for 1 request whose end was not seen, as heliproxy itself ended" in said
         rows = query(home, "SELECT incomplete, status, error_type FROM requests ORDER BY incomplete")
         assert rows == [
             {"incomplete": 0, "status": 200, "error_type": None},
@@ -98,6 +101,8 @@ def test_killed_process_leaves_its_calls_visible_and_the_next_one_calls_them_los
             assert running.wait_for(lambda: running.health()["lost_calls"] == 1)
             (lost,) = query(home, "SELECT * FROM requests WHERE incomplete = 1")
             assert (lost["status"], lost["error_type"]) == (None, "lost")
+            assert re.search(r">1 lost</a>", running.get("/").body.decode())
+            assert running.get("/requests?status=incomplete").body.decode().count(f"/requests/{lost['id']}") >= 1
             assert query(home, "SELECT * FROM under_way") == []
             assert len(list((home / "running").iterdir())) == 1
 

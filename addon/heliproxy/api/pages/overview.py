@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from heliproxy import queries_pages
+from heliproxy import queries, queries_pages
 from heliproxy.api.pages.cells import scan
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.figures import TOP, charts, line_values, table
@@ -74,6 +74,7 @@ def compute(
     cells = scan(conn, window, filters, [dim for dim, _ in tabled], now, pages.zone, stacked=by)
     total = line_values(cells.total.line(()))
     total["approximate"] = cells.approximate
+    total["lost"] = queries.lost_calls(conn, filters)
     total |= zip(("ttft_p50_ms", "ttft_p95_ms"), cells.total.wait_quantiles((0.50, 0.95)), strict=True)
     tables = [table(title, dim, cells.costs(dim), window) for dim, title in tabled]
     return {"total": total, "tables": tables, "charts": charts(cells, by, pages.zone)}
