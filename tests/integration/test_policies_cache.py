@@ -227,6 +227,9 @@ def test_body_that_is_no_json_is_cached_as_it_is(rig: Rig, text: str) -> None:
         {"anthropic-version": "2023-06-01"},
         {"anthropic-beta": "b"},
         {"accept": "text/plain"},
+        {"chatgpt-account-id": "a"},
+        {"x-portkey-config": "c"},
+        {"my_api_key": "k"},
     ],
 )
 def test_credentials_and_headers_with_meaning_separate_entries(rig: Rig, text: str, changed: dict[str, str]) -> None:

@@ -22,16 +22,24 @@ MAX_ENTRY_BYTES = 8 << 20
 NO_REFERENCE = "00000000-0000-0000-0000-000000000000"
 """`cache_reference_id` of a row that was no hit, where Helicone's API wants one."""
 
-MEANING_HEADERS = (
-    "accept",
-    "accept-encoding",  # entries are the bytes as sent: a gzip body must not reach a client that cannot read it
-    "anthropic-beta",
-    "anthropic-version",
-    "content-type",
-    "openai-beta",
-    "openai-organization",
-    "openai-project",
-    "x-goog-user-project",
+MEANING_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",  # entries are the bytes as sent: a gzip body must not reach a client that cannot read it
+        "anthropic-beta",
+        "anthropic-version",
+        "azureml-model-deployment",
+        "chatgpt-account-id",
+        "content-type",
+        "openai-beta",
+        "openai-organization",
+        "openai-project",
+        "x-amzn-bedrock-guardrailidentifier",
+        "x-amzn-bedrock-guardrailversion",
+        "x-goog-user-project",
+        "x-portkey-config",
+        "x-portkey-provider",
+    }
 )
 _CREDENTIAL = re.compile(
     r"(?:^|[-_])(?:authorization|cookie|api-?key|key|key[-_]id|token|secret|auth|jwt|signature|credentials?|password)$"
