@@ -53,6 +53,7 @@ from heliproxy.open_sockets import OpenSockets
 from heliproxy.plan import CallPlan, backoff_of
 from heliproxy.policies.answers import Answer, error_answer, exception_answer
 from heliproxy.policies.defaults import default_headers
+from heliproxy.repeats import Repeats
 from heliproxy.services import Services, open_services
 from heliproxy.settings import Settings, allowed_names
 from heliproxy.tap import is_streamed, tap
@@ -120,6 +121,8 @@ class Heliproxy:
         self.alone = False
         """Nobody looks at flows or changes them beside us, so what is none of our business need not be collected."""
         self.patience: Patience | None = None
+        self.repeats: Repeats | None = None
+        """Answers what was answered from the cache before; None where others may want to see each flow."""
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         """How a backoff waits."""
 
@@ -130,6 +133,8 @@ class Heliproxy:
             loader.add_option(name, kind, default, text)
 
     def configure(self, updated: set[str]) -> None:
+        if self.repeats is not None:
+            self.repeats.forget()
         if not ctx.options.listen_host:
             # mitmproxy's own default is every interface; this proxy sees keys, and its gateway lends ours.
             ctx.options.update(listen_host="127.0.0.1")
@@ -198,7 +203,22 @@ class Heliproxy:
         services.gates.side_calls = self.recorder.finish
         self._start_patience()
         self.services = services
+        self._note_others()
         self._ready.set()
+
+    def _note_others(self) -> None:
+        """Answer repeated requests on the short way, if no other addon is to see a flow of each."""
+        manager = ctx.master.addons
+        if self.repeats is not None:
+            self.repeats.forget()  # connections know it
+            self.repeats = None
+        if isinstance(manager, dispatch.DirectDispatch) and self.services is not None:
+            manager.on_change = self._note_others
+            if manager.is_alone(self):
+                self.repeats = Repeats(self.services.gates, self.recorder.finish, self.seen, self._run_of)
+
+    def _run_of(self, client_id: str) -> str | None:
+        return self.runs.get(client_id, self.settings.run_id)
 
     def _start_patience(self) -> None:
         """Watch for upstreams that say nothing."""
@@ -242,7 +262,7 @@ class Heliproxy:
             layers = self.patience.layers if self.patience is not None else None
             if self._is_ours is not None:
                 fast_layers.choose(nextlayer, self._is_ours)
-            attempts.install(nextlayer, chain.spec if chain is not None else None, layers)
+            attempts.install(nextlayer, chain.spec if chain is not None else None, layers, self.repeats)
 
     async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:
         await question.settle()
@@ -357,7 +377,7 @@ class Heliproxy:
             path=path,
             request_headers=fields,
             target_url=target_url,
-            run_id=self.runs.get(flow.client_conn.id, self.settings.run_id),
+            run_id=self._run_of(flow.client_conn.id),
             warnings=list(directives.warnings),
             logged=route.inference,
         )
@@ -467,6 +487,8 @@ class Heliproxy:
     def _decided(self, flow: http.HTTPFlow, exchange: Exchange, answer: Answer | Hit | None) -> None:
         if answer is not None:
             flows.answer(flow, exchange, answer)
+            if self.repeats is not None and self._keep_out is None and isinstance(answer, Hit):
+                self.repeats.note(exchange, answer)
         elif self._retries_off is None and flow.id not in self.passing and attempts.plan_of(flow) is None:
             attempts.use(flow, self._plan(exchange))
 
@@ -482,6 +504,8 @@ class Heliproxy:
         gates = self.services.gates
         if gates.idle(exchange):
             return None, True
+        if self.repeats is not None:
+            self.repeats.wanted = True
         hit = gates.hit_at_once(exchange, flows.FlowCall(flow.request))
         return hit, hit is not None
 
@@ -593,6 +617,8 @@ class Heliproxy:
             content = response.raw_content or b""
             exchange.chunks = [content]
             exchange.size_response = len(content)
+        if self.repeats is not None and exchange.cache == "HIT":
+            self.repeats.note_end(exchange)
         if exchange.keep_raw and exchange.status == 200 and not exchange.answered_here:
             return self._save_and_finish(flow.id, exchange)
         self._finish(flow.id)

@@ -69,10 +69,13 @@ from mitmproxy.proxy.layers.tcp import TCPLayer
 from mitmproxy.proxy.mode_specs import RegularMode
 
 from heliproxy.fast_layers import FlatLayer, fork
+from heliproxy.fast_repeats import Repeating
 from heliproxy.long_bodies import BoundedStream
 
 if TYPE_CHECKING:
     from mitmproxy import http
+
+    from heliproxy.repeats import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -160,15 +163,22 @@ Way = Callable[[str, str, int], ServerSpec | None]
 """Takes scheme, host and port of an upstream; gives the proxy (scheme, address) on the way there, or None."""
 
 
-def install(nextlayer: NextLayer, way: Way | None = None, layers: WeakSet[RetryLayer] | None = None) -> None:
+def install(
+    nextlayer: NextLayer,
+    way: Way | None = None,
+    layers: WeakSet[RetryLayer] | None = None,
+    repeats: Repeats | None = None,
+) -> None:
     """Have the HTTP layer that is being chosen here make `RetryStream`s, whether it is chosen already or later.
 
     With a `way`, its connections, and those of tunnels, go through the proxies it names. `layers` gets the layer.
+    With `repeats`, requests that are remembered there are answered at once.
     """
     if way is not None and not isinstance(nextlayer.context.client.proxy_mode, RegularMode):
         way = None
     nextlayer.__dict__["heliproxy_way"] = way
     nextlayer.__dict__["heliproxy_layers"] = layers
+    nextlayer.__dict__["heliproxy_repeats"] = repeats
     if nextlayer.layer is not None:
         _adopt(nextlayer)
     else:
@@ -182,6 +192,9 @@ def _adopt(nextlayer: NextLayer) -> None:
         if type(layer) is HttpLayer:
             layer.__class__ = RetryLayer
             layer.way = way  # type: ignore[attr-defined]
+            repeats: Repeats | None = nextlayer.__dict__.get("heliproxy_repeats")
+            if repeats is not None:
+                layer.repeating = Repeating(layer, repeats)  # type: ignore[arg-type,attr-defined]
             layers: WeakSet[RetryLayer] | None = nextlayer.__dict__.get("heliproxy_layers")
             if layers is not None:
                 layers.add(layer)  # type: ignore[arg-type]

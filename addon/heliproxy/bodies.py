@@ -34,6 +34,34 @@ class Body:
     response_headers: Mapping[str, str] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBody:
+    """A `Body` as its row has it."""
+
+    request: bytes | None
+    response: bytes | None
+    encoding: str
+    request_type: str | None
+    response_type: str | None
+    request_headers: str | None
+    """JSON."""
+    response_headers: str | None
+
+
+def stored(body: Body) -> StoredBody:
+    """Used by the one writer thread."""
+    request, response, encoding = encode_body(body)
+    return StoredBody(
+        request,
+        response,
+        encoding,
+        body.request_type,
+        body.response_type,
+        None if body.request_headers is None else json.dumps(dict(body.request_headers)),
+        None if body.response_headers is None else json.dumps(dict(body.response_headers)),
+    )
+
+
 @cache
 def compressor() -> zstd.ZstdCompressor:
     # Kept between bodies: setting one up costs as much as compressing a few kilobytes.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.commands import StartHook
 
 _UPDATE = hooks.UpdateHook([])
+_OF_FLOWS = ("requestheaders", "request", "responseheaders", "response", "error", "update")
+_PASSIVE = frozenset({"mitmproxy.addons.disable_h2c", "mitmproxy.addons.tlsconfig"})
 _REST = "_heliproxy_rest"
 """Under this name a hook that `begin` has begun keeps what is left to be awaited, if anything."""
 _AT_ONCE = "heliproxy_at_once"
@@ -37,6 +39,8 @@ class DirectDispatch(AddonManager):
 
     _known: dict[str, list[tuple[Any, Callable[..., Any] | None]]]
     """For each hook: its handlers in the order of the chain; (addon, None) stands for one with sub-addons."""
+    on_change: Callable[[], None] | None = None
+    """Called when addons come or go."""
 
     def __init__(self, master: Master) -> None:
         super().__init__(master)  # type: ignore[no-untyped-call]
@@ -45,18 +49,31 @@ class DirectDispatch(AddonManager):
     def add(self, *added: Any) -> None:
         self._known = {}
         super().add(*added)  # type: ignore[no-untyped-call]
+        self.forget()
 
     def remove(self, addon: Any) -> None:
         self._known = {}
         super().remove(addon)  # type: ignore[no-untyped-call]
+        self.forget()
 
     def clear(self) -> None:
         self._known = {}
         super().clear()  # type: ignore[no-untyped-call]
+        self.forget()
 
     def forget(self) -> None:
         """Look all handlers up anew: an addon has got others."""
         self._known = {}
+        if self.on_change is not None:
+            self.on_change()
+
+    def is_alone(self, addon: Any) -> bool:
+        """Whether no other addon is told of requests and answers, but those of mitmproxy that let ours pass."""
+        others = [one for one in self.chain if one is not addon]
+        handlers = (getattr(one, name, None) for one in others for name in _OF_FLOWS)
+        return not any(hasattr(one, "addons") for one in others) and all(
+            handler is None or getattr(handler, "__module__", None) in _PASSIVE for handler in handlers
+        )
 
     def _handlers(self, event: hooks.Hook) -> list[tuple[Any, Callable[..., Any] | None]]:
         found = self._known.get(event.name)

@@ -195,6 +195,8 @@ class Exchange:
     saved_usd: float | None = None
     repeated: Mapping[str, Any] | None = None
     """What the row of the answer said that a hit repeats, so that it need not be read again."""
+    twin: Any = None
+    """What the recorder keeps of calls that are the same to the byte (`record.Twin`)."""
     find_saved: Callable[[], float | None] | None = None
     """Looks up what a hit saves, when the answer it repeats was not priced yet."""
     warnings: list[str] = field(default_factory=list)

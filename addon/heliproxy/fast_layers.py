@@ -51,6 +51,7 @@ from mitmproxy.proxy.layers.tls import HTTP_ALPNS, ClientTLSLayer, ServerTLSLaye
 from mitmproxy.proxy.tunnel import TunnelState
 
 from heliproxy.dispatch import DirectDispatch
+from heliproxy.fast_repeats import Repeating
 from heliproxy.fast_tls import decrypt, encrypt, joined, outgoing
 from heliproxy.passing import Passage, passage, reads_body
 
@@ -259,11 +260,14 @@ class FlatLayer(HttpLayer):
 
     _wires: dict[Connection, _Wire] | None = None
     _tried_express: bool = False
+    repeating: Repeating | None = None
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if type(event) is not events.DataReceived:
             if self._wires and isinstance(event, events.ConnectionClosed):
-                self._wires.pop(event.connection, None)
+                wire = self._wires.pop(event.connection, None)
+                if self.repeating is not None and wire is not None and type(wire.codec) is Http1Server:
+                    yield from self.repeating.let_go(wire.codec)
             yield from super()._handle_event(event)
             return
         if not self._tried_express:
@@ -273,7 +277,9 @@ class FlatLayer(HttpLayer):
         if wire is None:
             yield from super()._handle_event(event)
             return
-        if wire.tls is None:
+        if self.repeating is not None and type(wire.codec) is Http1Server:
+            yield from self.repeating.handle(wire.codec, event)
+        elif wire.tls is None:
             yield from self._read(wire, event)
         else:
             yield from _receive(wire.tls, event.data, partial(self._read, wire))

@@ -85,6 +85,10 @@ class Hit:
 
     entry: CacheEntry
     headers: tuple[tuple[str, str], ...]
+    key: bytes
+    """Of its bucket."""
+    index: int
+    """Its place in the bucket."""
 
 
 class Gates:
@@ -130,11 +134,15 @@ class Gates:
         if not (wanted.wanted and wanted.read) or self._changes(exchange):
             return None
         key = self._cache_key(exchange, call, self._sent_body(exchange, call))
+        picked = self.pick(key, wanted.bucket)
+        return self._hit(exchange, key, *picked) if picked is not None else None
+
+    def pick(self, key: bytes, bucket: int) -> tuple[int, CacheEntry] | None:
+        """The cached answer, with its place, that is in memory; None: it is not, or somebody is just saving it."""
         if key in self._saving:
             return None
-        entries = self.cache.lookup_memory(key, wanted.bucket, self.clock())
-        picked = cache.pick(entries, random.randrange) if entries is not None else None
-        return self._hit(exchange, key, *picked) if picked is not None else None
+        entries = self.cache.lookup_memory(key, bucket, self.clock())
+        return cache.pick(entries, random.randrange) if entries is not None else None
 
     async def open(self, exchange: Exchange, call: Call, body: bytes) -> Answer | Hit | None:
         """Run all gates on a prepared body. None: the call goes upstream.
@@ -275,14 +283,14 @@ class Gates:
         exchange.cache_reference_id = entry.request_id
         exchange.repeated = entry.usage
         exchange.saved_usd = entry.cost_usd
-        if entry.cost_usd is None:
+        if entry.cost_usd is None and not entry.usage:
             # Saved a moment ago, and priced by the time the recorder comes to this hit.
             exchange.find_saved = partial(self.cache.cost, key, entry.request_id)
         missed = cache.miss_headers(exchange.directives.cache)
         exchange.response_extra = tuple(pair for pair in exchange.response_extra if pair not in missed)
         if exchange.hide_usage:
             entry = _without_usage(entry)
-        return Hit(entry, cache.hit_headers(entry, index))
+        return Hit(entry, cache.hit_headers(entry, index), key, index)
 
     async def _read(self, key: bytes, bucket: int, now: float) -> list[CacheEntry | None]:
         try:

@@ -82,6 +82,13 @@ class Pricing:
     secret: bytes
 
 
+@dataclass(slots=True)
+class Twin:
+    """The record of the first of some calls that are the same to the byte and were answered the same; None: not yet."""
+
+    record: Record | None = None
+
+
 class Sink:
     """Takes a streamed response piece by piece: keeps its head, feeds the format's parser with the rest."""
 
@@ -237,6 +244,12 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         row=row,
     )
     return Record(row, _properties(exchange, secrets), body), outcome
+
+
+def twin_record(exchange: Exchange, first: Record) -> Record:
+    """The record of a call that is the same to the byte as the one whose record this is."""
+    own = {"id": exchange.id, "created_at": utc_text(exchange.created_at), **_times(exchange)}
+    return Record({**first.row, **own}, first.properties, first.body)
 
 
 def open_record(exchange: Exchange, secret: bytes) -> tuple[Record, Exchange]:

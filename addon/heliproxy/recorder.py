@@ -14,14 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from heliproxy import batches
+from heliproxy.bodies import Body, stored
 from heliproxy.complaints import Complaints
 from heliproxy.courtesy import Courtesy
 from heliproxy.exchange import Exchange, Outcome
-from heliproxy.record import Pricing, Sink, bare_record, build_record, open_record, utc_text
+from heliproxy.record import Pricing, Sink, Twin, bare_record, build_record, open_record, twin_record, utc_text
 from heliproxy.store import Record, Writer
 from heliproxy.underway import Presence, mark_lost
 
@@ -506,7 +507,14 @@ class Recorder:
 
     def _record(self, exchange: Exchange) -> None:
         assert self.writer is not None
+        twin: Twin | None = exchange.twin
+        if twin is not None and twin.record is not None and not exchange.bodies_lost:
+            self._add(twin_record(exchange, twin.record))
+            return
         record, outcome = self._build(exchange)
+        if twin is not None and record.row.get("parse_error") is None:
+            body = record.body
+            record = twin.record = replace(record, body=stored(body) if isinstance(body, Body) else body)
         if exchange.answered_here:
             self._complaints.hear(exchange, str(record.row.get("host")), record.row.get("error"))
         if (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from heliproxy import migrations
-from heliproxy.bodies import Body, encode_body
+from heliproxy.bodies import Body, StoredBody, stored
 from heliproxy.home import make_private_file, make_private_folder
 from heliproxy.migrations import SchemaError
 
@@ -99,7 +99,7 @@ class Record:
 
     row: Mapping[str, Any]
     properties: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
+    body: Body | StoredBody | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,22 +271,22 @@ class Writer:
             self._add_body(key, record.body)
         return True
 
-    def _add_body(self, key: str, body: Body) -> None:
-        request, response, encoding = encode_body(body)
-        size = len(request or b"") + len(response or b"")
+    def _add_body(self, key: str, body: Body | StoredBody) -> None:
+        kept = body if isinstance(body, StoredBody) else stored(body)
+        size = len(kept.request or b"") + len(kept.response or b"")
         if self._body_bytes + size > self._max_body_bytes:
             self._lose("the write buffer is full of bodies", bodies=1)
             return
         self._body_bytes += size
         self._bodies[key] = (
             key,
-            request,
-            response,
-            encoding,
-            body.request_type,
-            body.response_type,
-            None if body.request_headers is None else json.dumps(dict(body.request_headers)),
-            None if body.response_headers is None else json.dumps(dict(body.response_headers)),
+            kept.request,
+            kept.response,
+            kept.encoding,
+            kept.request_type,
+            kept.response_type,
+            kept.request_headers,
+            kept.response_headers,
         )
 
     @property
