@@ -267,8 +267,8 @@ class Heliproxy:
     async def heliproxy_attempt_failed(self, question: attempts.Question) -> None:
         await question.settle()
 
-    async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
-        await self.fence.check_dial(data)
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
+        return self.fence.check_dial(data)
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         self.fence.check_connection(data)

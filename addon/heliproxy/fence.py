@@ -6,7 +6,7 @@ The rules are those of reach.py and policies/ssrf.py; here they are applied to m
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING
 
 from mitmproxy import ctx
@@ -54,15 +54,22 @@ class Fence:
     def _is_guarded(self, client: connection.Client, host: str, port: int) -> bool:
         return client.id in self._guarded and (host, port) in self._guarded[client.id]
 
-    async def check_dial(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """Dial a target that a client named only at a public address, and at the very address that was checked."""
+    def check_dial(self, data: server_hooks.ServerConnectionHookData) -> Awaitable[None] | None:
+        """Dial a target that a client named only at a public address, and at the very address that was checked.
+
+        Only what has to ask where a name leads is returned to be awaited: a provider's name is known.
+        """
         address = data.server.address
         if address is None:
-            return
-        if not self._is_guarded(data.client, address[0], address[1]):
-            await self._keep_outside(data, address[0], address[1])
-            return
-        reason, checked = await flows.public_address(address[0], address[1])
+            return None
+        if self._is_guarded(data.client, address[0], address[1]):
+            return self._dial_public(data, address[0], address[1])
+        if reach.verdict(address[0]) is reach.Verdict.OUTSIDE:
+            return None
+        return self._keep_outside(data, address[0], address[1])
+
+    async def _dial_public(self, data: server_hooks.ServerConnectionHookData, host: str, port: int) -> None:
+        reason, checked = await flows.public_address(host, port)
         if reason is not None:
             data.server.error = f"the target {reason}"
         elif checked is not None:
