@@ -44,7 +44,7 @@ class Door:
         if exposed is None or ("proxyauth" in options and options.proxyauth):
             self.token = None
             return
-        given = options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN")
+        given = entry.token_of(options.heliproxy_token) or entry.token_of(os.environ.get("HELIPROXY_TOKEN"))
         self.token = given or secrets.token_hex(16)
         if not given:
             raise exceptions.OptionsError(f"listening on {exposed} needs a token: {entry.NO_TOKEN}")

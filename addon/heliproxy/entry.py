@@ -30,6 +30,11 @@ OWN_HEADERS = (b"proxy-authorization", b"helicone-auth", b"authorization")
 NO_TOKEN = "set HELIPROXY_TOKEN to a secret that every client then has to send, or listen on 127.0.0.1"  # noqa: S105
 
 
+def token_of(text: str | None) -> str | None:
+    """A token that was given; one of white space alone, which no client can send, is none."""
+    return text if text and text.strip() else None
+
+
 def exposure(listen_host: str, modes: Sequence[str] = ()) -> str | None:
     """The first address beyond loopback that mitmproxy would listen on; None when there is none.
 

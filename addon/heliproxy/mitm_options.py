@@ -15,6 +15,7 @@ from mitmproxy import exceptions
 
 from heliproxy import hosts
 from heliproxy.chain import Chain, chain_of
+from heliproxy.entry import token_of
 from heliproxy.environment import original_env
 from heliproxy.home import default_home
 from heliproxy.retention import Retention, parse_retention
@@ -121,7 +122,7 @@ def settings_from(options: Options) -> Settings:
         upstream_timeout=_seconds(options.heliproxy_upstream_timeout),
         retention=_retention(options),
         run_id=options.heliproxy_run_id or None,
-        token=options.heliproxy_token or os.environ.get("HELIPROXY_TOKEN") or None,
+        token=token_of(options.heliproxy_token) or token_of(os.environ.get("HELIPROXY_TOKEN")),
         chain=_chain(options.listen_port or 8080),
     )
 

@@ -154,7 +154,8 @@ def keep_door_shut(host: str, mitm_options: tuple[str, ...], shared: bool = True
     where = f"listening on {exposed} lets others on the network use this proxy and its keys"
     if not shared:
         raise click.UsageError(f"{where}; a program's own proxy listens on 127.0.0.1")
-    if not os.environ.get("HELIPROXY_TOKEN") and not any(n == "heliproxy_token" and v for n, v in named):
+    given = [os.environ.get("HELIPROXY_TOKEN"), *(value for name, value in named if name == "heliproxy_token")]
+    if not any(map(entry.token_of, given)):
         raise click.UsageError(f"{where}: {entry.NO_TOKEN}")
     if (mode := entry.unaskable(modes)) is not None and not any(name == "proxyauth" for name, _ in named):
         raise click.UsageError(f"{where}: mode {mode} cannot ask for a token")

@@ -56,6 +56,14 @@ def test_an_open_door_without_a_token_is_a_usage_error(home: Path, arguments: li
     assert not (home / "heliproxy.db").exists()
 
 
+@pytest.mark.parametrize("token", ["", " ", "\t \n"])
+@pytest.mark.parametrize("more", [[], ["--workers", "2"], ["--set", "proxyauth=any"]])
+def test_a_blank_token_is_none(home: Path, token: str, more: list[str]) -> None:
+    serve = ["serve", "--home", str(home), "--port", "0", "--host", "0.0.0.0", *more]
+    assert heliproxy(home, *serve, HELIPROXY_TOKEN=token).returncode == 2
+    assert heliproxy(home, *serve, "--set", f"heliproxy_token={token}").returncode == 2
+
+
 def test_run_keeps_to_loopback_even_with_a_token(home: Path) -> None:
     shown = heliproxy(home, "run", "--set", "listen_host=0.0.0.0", "--", "true", HELIPROXY_TOKEN=TOKEN)
     assert shown.returncode == 2
