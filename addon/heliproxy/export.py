@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -72,13 +73,19 @@ class Progress:
 
 def save_progress(path: Path, progress: Progress) -> None:
     temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)  # perhaps another's, or a link to who knows where
     make_private_file(temporary)
     temporary.write_text(json.dumps(asdict(progress)))
     temporary.replace(path)
 
 
 def load_progress(path: Path) -> Progress | None:
-    """The saved progress, or None when there is none. Raises ValueError when it cannot be read."""
+    """The saved progress, or None when there is none. Raises ValueError when it cannot be read, or is another user's.
+
+    It names a file to be cut and written, and lies in whatever folder one happens to be in.
+    """
+    if hasattr(os, "geteuid") and os.path.lexists(path) and path.lstat().st_uid != os.geteuid():
+        raise ValueError(f"{path} was written by another user")
     try:
         raw = json.loads(path.read_text())
         wanted = raw.pop("wanted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -55,3 +56,26 @@ def test_everything_in_the_home_is_private(home: Path, umask: int) -> None:
     assert len(list(out.iterdir())) == len(made)
     assert [path.name for path in out.iterdir() if path.stat().st_mode & 0o077] == []
     assert open_to_others(home) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_the_state_of_an_export_is_not_taken_from_another_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = home.parent / "victim"
+    victim.write_text("kept")
+    with Upstream(lambda asked: json_answer(chat_answer("hi"))) as up, served(home, up.url) as proxy:
+        proxy.ask()
+        proxy.health(flush=True)
+    monkeypatch.chdir(home.parent)
+    state = Path(".helicone-export-state.json")
+    wanted = {"since": "1970-01-01T00:00:00.000Z", "until": "2100-01-01T00:00:00.000Z", "properties": []}
+    state.write_text(
+        json.dumps({"wanted": wanted, "form": "jsonl", "output": str(victim), "bodies": False, "after": None})
+    )
+    os.chown(state, 12345, 12345)
+    shown = heliproxy(home, 0o022, "export", "--resume", "--home", str(home))
+    assert (shown.returncode, victim.read_text()) == (1, "kept")
+    assert "--clean-state" in shown.stderr
+    state.unlink()
+    Path(f"{state}.new").symlink_to(victim)
+    assert heliproxy(home, 0o022, "export", "--home", str(home)).returncode == 0
+    assert victim.read_text() == "kept"
