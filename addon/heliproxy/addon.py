@@ -39,6 +39,7 @@ from heliproxy import (
     quick_tls,
     targets,
     trailers,
+    watchdog,
 )
 from heliproxy.complaints import Complaints
 from heliproxy.directives import Directives, provider_authorization
@@ -93,6 +94,8 @@ class Heliproxy:
         """Exchanges under way, by flow id."""
         self.passing: dict[str, Destination] = {}
         """Calls to known hosts that are not inference, by flow id: passed on or answered here, never logged."""
+        self.passed: dict[str, int] = {}
+        """Bytes of the answers to those that are passed on, so that their silence shows."""
         self.destinations: dict[str, Destination] = {}
         """Where each exchange under way is going, by flow id."""
         self.sockets = OpenSockets()
@@ -182,6 +185,7 @@ class Heliproxy:
         direct_read.use()
         trailers.use()
         bounds.use()
+        watchdog.use()
         client_hello.use()
         quick_tls.use(ctx.master)
         name_cache.use(ctx.master.addons)
@@ -227,7 +231,7 @@ class Heliproxy:
             return
         from heliproxy.patience import Patience, limit_of
 
-        limit = limit_of(self.live, lambda: self.settings)
+        limit = limit_of(self.live, self.passed, lambda: self.settings)
         self.patience = Patience(self.settings.upstream_timeout, limit, lambda: proxyserver.connections)
         self.patience.start()
 
@@ -361,6 +365,7 @@ class Heliproxy:
             if destination.kind == "provider":
                 self.seen[route.provider] += 1
                 self._send_to(flow, destination)
+                self.passed[flow.id] = 0
                 flow.request.stream = "upgrade" not in flow.request.headers
             return
         self.seen[route.provider] += 1
@@ -563,7 +568,11 @@ class Heliproxy:
         if exchange is None:
             destination = self.passing.get(flow.id)
             known = destination is not None and destination.kind == "provider"
-            if (known or (destination is None and self.alone)) and response.status_code != 101:
+            if response.status_code == 101:
+                self._passed_on(flow.id)  # a socket may be silent for as long as it likes
+            elif known:
+                response.stream = self._counter(flow.id)
+            elif destination is None and self.alone:
                 response.stream = True
             return
         exchange.status = response.status_code
@@ -584,6 +593,21 @@ class Heliproxy:
         self._add_headers(response, exchange)
         if not exchange.answered_here and is_streamed(response):
             response.stream = tap(flow.id, exchange, response, self._hand_over, self._linger)
+
+    def _counter(self, flow_id: str) -> Callable[[bytes], bytes]:
+        passed = self.passed
+
+        def count(data: bytes) -> bytes:
+            if flow_id in passed:
+                passed[flow_id] += len(data)
+            return data
+
+        return count
+
+    def _passed_on(self, flow_id: str) -> None:
+        """Forget a call that is over and that is not ours to log."""
+        self.passing.pop(flow_id, None)
+        self.passed.pop(flow_id, None)
 
     def _add_headers(self, response: http.Response, exchange: Exchange) -> None:
         headers = response.headers
@@ -609,7 +633,7 @@ class Heliproxy:
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         exchange = self.live.get(flow.id)
         if exchange is None:
-            self.passing.pop(flow.id, None)
+            self._passed_on(flow.id)
             return None
         response = flow.response
         assert response is not None
@@ -638,7 +662,7 @@ class Heliproxy:
     def error(self, flow: http.HTTPFlow) -> None:
         exchange = self.live.get(flow.id)
         if exchange is None:
-            self.passing.pop(flow.id, None)
+            self._passed_on(flow.id)
             return
         assert flow.error is not None
         exchange.error = flow.error.msg

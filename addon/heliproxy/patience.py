@@ -115,13 +115,15 @@ class Patience:
                 await _end_call(stream, progress, handler, message)
 
 
-def limit_of(live: Mapping[str, Exchange], settings: Callable[[], Settings]) -> Limit:
-    """The limit of the exchanges under way, which are by flow id."""
+def limit_of(live: Mapping[str, Exchange], passed: Mapping[str, int], settings: Callable[[], Settings]) -> Limit:
+    """The limit of the exchanges under way, and of the calls that are passed on unlogged (with the bytes of their
+    answers so far); both are by flow id."""
 
     def limit(flow_id: str) -> tuple[float, int] | None:
         exchange = live.get(flow_id)
         if exchange is None:
-            return None
+            size = passed.get(flow_id)
+            return None if size is None else (settings().upstream_timeout, size)
         seconds = settings().upstream_timeout
         if exchange.directives.increase_timeout:
             seconds = max(seconds, INCREASED_TIMEOUT)

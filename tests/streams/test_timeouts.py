@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from attempts_wire import Call, answers
+from attempts_wire import Call, Handler, answers
 from fakes import chat_answer, chat_chunks
 from stream_rig import JSON, RETRY, Proxies, Sides, chat_body, lead, product, within
 
@@ -194,3 +194,34 @@ async def test_our_own_waits_do_not_count(proxies: Proxies, sides: Sides) -> Non
     times = [("Helicone-Retry-Min-Timeout", "700"), ("Helicone-Retry-Max-Timeout", "700")]
     async with product(proxies, sides, script, upstream_timeout=TIMEOUT) as run:
         assert (await run.post(chat_body(), [*waits, *times])).status == 200
+
+
+@pytest.mark.parametrize("script", [silent, stalls_in_stream])
+@within(10)
+async def test_calls_that_pass_unlogged_time_out_too(proxies: Proxies, sides: Sides, script: Handler) -> None:
+    async with product(proxies, sides, [script], upstream_timeout=TIMEOUT) as run:
+        stream = run.send(b"{}", url=run.url.replace("chat/completions", "files"))
+        if script is silent:
+            answer = await run.answer(stream)
+            assert answer.status in (502, 504)
+            assert b"silent for 0.25 s" in answer.body
+        else:
+            assert await run.head(stream) == 200
+            assert await run.received(stream) == b"".join(CHUNKS[:2])
+        await run.upstream.calls[0].gone.wait()
+        addon = run.proxy.addon
+        assert (addon.passing, addon.passed) == ({}, {})
+
+
+@within(10)
+async def test_a_file_that_comes_slowly_is_not_cut(proxies: Proxies, sides: Sides) -> None:
+    async def slow(call: Call) -> None:
+        await call.events()
+        for chunk in CHUNKS:
+            await asyncio.sleep(TIMEOUT / 2)
+            await call.send(chunk)
+        await call.end()
+
+    async with product(proxies, sides, [slow], upstream_timeout=TIMEOUT) as run:
+        answer = await run.post(b"{}", url=run.url.replace("chat/completions", "files"))
+        assert answer.body == b"".join(CHUNKS)
