@@ -28,6 +28,7 @@ CAPACITY = 128
 _STATE = "heliproxy_tls"
 """Under this name an upstream connection keeps its `_Begun`."""
 _lib: Any = getattr(SSL, "_lib", None)
+_MARK: Any = getattr(_lib, "SSL_set_shutdown", None)
 _VERIFIED = 0  # X509_V_OK
 
 
@@ -75,10 +76,11 @@ class ResumableConnection(SSL.Connection):
             return list(self.offered.chain)
         return super().get_peer_cert_chain(**kind)  # type: ignore[call-overload]
 
-    def __del__(self) -> None:
-        # OpenSSL takes a connection that ends without a shutdown for broken, and its session with it.
+    def __del__(self, mark: Any = _MARK, sent: int = SSL.SENT_SHUTDOWN) -> None:
+        # OpenSSL takes a connection that ends without a shutdown for broken, and its session with it. By defaults,
+        # because modules may be gone when the last of them end with the process.
         if "_ssl" in vars(self):
-            self.set_shutdown(SSL.SENT_SHUTDOWN)
+            mark(self._ssl, sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +166,10 @@ def _way(server: Server, tls: SSL.Connection) -> Way | None:
 
 def problem() -> str | None:
     """Why sessions cannot be resumed with the installed pyOpenSSL, or None if they can."""
-    for name in ("SSL_session_reused", "SSL_get_verify_result"):
+    for name in ("SSL_session_reused", "SSL_get_verify_result", "SSL_set_shutdown"):
         if not hasattr(_lib, name):
             return f"OpenSSL.SSL._lib has no {name}"
-    for name in ("get_session", "set_session", "set_shutdown", "get_peer_cert_chain", "get_context"):
+    for name in ("get_session", "set_session", "get_peer_cert_chain", "get_context"):
         if not hasattr(SSL.Connection, name):
             return f"OpenSSL.SSL.Connection has no {name}"
     if "_ssl" not in vars(SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)):
