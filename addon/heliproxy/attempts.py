@@ -465,8 +465,9 @@ class RetryStream(BoundedStream):
         held.rest.append(event)
         bad: bool | None = False
         if isinstance(event, ResponseData):
+            # What is beyond the limit is not looked at, in whatever pieces it comes.
+            bad = _safely(False, held.judge, event.data[: PEEK_LIMIT - held.size])
             held.size += len(event.data)
-            bad = _safely(False, held.judge, event.data)
         if bad is None and held.size < PEEK_LIMIT:
             return
         if bad and plan is not None:
