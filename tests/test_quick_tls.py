@@ -204,8 +204,10 @@ def test_ciphers_of_a_single_client_are_heeded(ours: Side) -> None:
     assert agreed(start(ours, context), [], SSL.TLS1_2_VERSION)["cipher"] == "ECDHE-ECDSA-AES256-GCM-SHA384"
 
 
-def test_a_client_that_comes_back_resumes_its_session(ours: Side) -> None:
+@pytest.mark.parametrize("newest", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_a_client_that_comes_back_resumes_its_session(ours: Side, newest: int) -> None:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_max_proto_version(newest)
     session = None
     reused = []
     for _ in range(3):
@@ -218,6 +220,11 @@ def test_a_client_that_comes_back_resumes_its_session(ours: Side) -> None:
         session = client.get_session()
         client.set_shutdown(SSL.SENT_SHUTDOWN)
     assert reused == [0, 1, 1]
+
+
+def test_sessions_of_clients_are_kept_by_them_alone(ours: Side) -> None:
+    context = start(ours, opened()).get_context()
+    assert context.get_session_cache_mode() == SSL.SESS_CACHE_OFF
 
 
 def test_only_mitmproxys_own_addon_is_switched() -> None:

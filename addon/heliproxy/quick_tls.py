@@ -106,6 +106,8 @@ class QuickTlsConfig(tlsconfig.TlsConfig):
         )
         made.use_certificate(entry.cert.to_cryptography())
         made.use_privatekey(entry.privatekey)
+        # Clients resume by tickets, which they keep; each context would keep 20,000 sessions of those that cannot.
+        made.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         if len(self._contexts) >= CAPACITY:
             del self._contexts[next(iter(self._contexts))]
         self._contexts[leaf] = made
