@@ -532,8 +532,9 @@ async def test_error_as_first_event_of_a_200_is_called_again(confdir: Path) -> N
         ([b"data: 1\n\n", b"event: error\n\n"], 0),
         ([b"data: cut short"], 0),
         ([b"x" * 40_000, b"x" * 40_000, b"event: error\n\n"], 0),
+        ([b"x" * 80_000 + b"event: error\n\n"], 0),
     ],
-    ids=["plan gives up", "error is not the first event", "no whole event", "beyond the limit"],
+    ids=["plan gives up", "error is not the first event", "no whole event", "beyond the limit", "beyond, in one piece"],
 )
 @within_ten_seconds
 async def test_held_back_stream_is_passed_on_whole(confdir: Path, chunks: list[bytes], asked: int) -> None:
