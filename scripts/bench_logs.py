@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -199,6 +200,13 @@ def result(child: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+def flush(api: str) -> None:
+    """Return once everything accepted is committed."""
+    with urllib.request.urlopen(f"{api}/health?flush=1", timeout=PATIENCE) as answer:
+        if not json.load(answer)["flushed"]:
+            raise SystemExit("what was accepted is not committed after 10 s")
+
+
 def missing(home: Path, ids: Sequence[str]) -> int:
     """How many of these calls have no row, once all have one or no more come."""
     conn = sqlite3.connect(home / "heliproxy.db")
@@ -269,7 +277,7 @@ def measure(options: argparse.Namespace) -> int:
             before = cpu_seconds(server.pid)
             running = role(others, *chat, options.seconds), role(others, *log, options.seconds)
             told, logged = result(running[0]), result(running[1])
-            time.sleep(1)
+            flush(api)
             cpu_loaded += cpu_seconds(server.pid) - before
             loaded += told["took"]
             chat_failures += told["offered"] - len(told["ids"])

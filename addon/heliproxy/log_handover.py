@@ -45,7 +45,8 @@ ANSWER_SECONDS = 60.0
 END_SECONDS = 5.0
 """How long the process may take to write what it has, at the end; the rest is written here."""
 PAUSE_SECONDS = 10.0
-"""From the death of a process until the next one is started."""
+"""From the death of a process until the next one is started; doubled each time that one did not come up."""
+LONGEST_PAUSE = 600.0
 REAP_SECONDS = 5.0
 ROOM_SECONDS = 30.0
 """How long logs that a dead process has left wait for room here."""
@@ -83,6 +84,7 @@ class LogHandover:
         self._lock = threading.Lock()
         self._closed = False
         self._not_before = 0.0
+        self._pause = PAUSE_SECONDS
         self._second = 0.0
         self._count = 0
         self._past: dict[str, int] = dict.fromkeys(SUMS, 0)
@@ -186,7 +188,8 @@ class LogHandover:
         child.facts = {}
         with self._lock:
             if failed:
-                self._not_before = self._clock() + PAUSE_SECONDS
+                self._pause = PAUSE_SECONDS if child.up.result() else min(2 * self._pause, LONGEST_PAUSE)
+                self._not_before = self._clock() + self._pause
             self._child = None
 
 
@@ -314,6 +317,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=files,
+                process_group=0,  # Ctrl-C is the proxy's business, which says when to end
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
             )
         self._theirs.close()

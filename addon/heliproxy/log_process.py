@@ -11,10 +11,8 @@ logs.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
-import os
 import selectors
 import signal
 import socket
@@ -49,6 +47,7 @@ from heliproxy.messages import (
     send,
 )
 from heliproxy.pricing import Prices
+from heliproxy.priority import stand_back
 from heliproxy.record import Pricing
 from heliproxy.recorder import BATCH_SECONDS, MAX_UNWRITTEN, SHARED_BUSY_SECONDS, Recorder
 from heliproxy.secrets import install_secret
@@ -56,6 +55,7 @@ from heliproxy.store import Store
 from heliproxy.tokens import estimate
 
 NICE = 10
+SLICE_NS = 100_000
 BATCH_ROWS = 100
 """At low priority a commit takes a while, in which the proxy's own must wait."""
 MAX_WAITING = 10_000
@@ -375,9 +375,7 @@ class LogProcess:
 
 
 def main(control: str, ring: str) -> None:
-    with contextlib.suppress(OSError):
-        os.nice(NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the proxy's business, which says when to end
+    stand_back(NICE, SLICE_NS)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="heliproxy: %(message)s")
     end = socket.socket(fileno=int(control))
     hello = receive(end)

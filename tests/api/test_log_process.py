@@ -139,6 +139,7 @@ def test_a_flood_starts_it_and_it_takes_over(rig: Rig, beside: LogHandover, port
         while not beside.ready:  # one that comes while it starts is answered all the same
             answers.append(client.ask(post()))
         answers += [client.ask(post()) for _ in range(20)]
+        assert os.getpriority(os.PRIO_PROCESS, beside.process or 0) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
         assert {status for status, _, _ in answers} == {200}
         assert {tuple(headers) for _, headers, _ in answers} == {tuple(answers[0][1])}
         ids = {headers["helicone-id"] for _, headers, _ in answers}
@@ -253,6 +254,22 @@ def test_an_export_of_spans_is_read_there(rig: Rig, beside: LogHandover, port: P
     (row,) = rig.post("/v1/request/query", {"filter": "all"})
     assert row["prompt_tokens"] == 7
     assert beside.facts()["rows"] == 1
+
+
+def test_one_that_cannot_come_up_is_not_started_again_and_again(
+    rig: Rig, beside: LogHandover, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    beside._clock = lambda: now
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with closing(Client(port)) as client:
+        for at, starts in ((0.0, True), (19.0, False), (21.0, True), (60.0, False), (62.0, True)):
+            now = at
+            assert (beside.start() is not None) == starts
+            assert wait_for(lambda: beside._child is None)
+            assert client.ask(post())[0] == 200
+    rig.recorder.flush()
+    assert len(stored(rig.home)) == 5
 
 
 # -- the process itself, run here --------------------------------------------------------------------------------------
