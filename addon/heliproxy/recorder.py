@@ -445,6 +445,11 @@ class Recorder:
         except Exception as e:
             self._failed(e)
 
+    def open(self, exchange: Exchange) -> None:
+        """Give a call that is under way its row now; only for jobs that run on the recorder's thread."""
+        if exchange not in self._opened:
+            self._open(exchange)
+
     def _open(self, exchange: Exchange) -> None:
         assert self.writer is not None
         self._opened[exchange] = exchange

@@ -16,12 +16,10 @@ from heliproxy.api.endpoint import ANY, FLAG, NULL, NUMBER, TEXT, Call, Endpoint
 from heliproxy.api.errors import ApiError, bad
 from heliproxy.api.fields import Fields
 from heliproxy.hosts import normal_host
-from heliproxy.record import utc_text
-from heliproxy.secrets import redact_path
-from heliproxy.store import FEEDBACK_SCORE, Record, Writer
+from heliproxy.store import FEEDBACK_SCORE, Writer
 
 if TYPE_CHECKING:
-    from heliproxy.exchange import Exchange
+    pass
 
 MAX_SCORES = 100
 MAX_NAME = 200
@@ -62,11 +60,10 @@ async def said(
     One that is still under way gets its row now, marked incomplete, so that what was said can be read at once.
     """
     live = next((one for one in list(call.api.addon.live.values()) if one.id == request_id), None)
-    early = None if live is None else early_record(live)
 
     def write(writer: Writer) -> None:
-        if early is not None:
-            writer.add(early)
+        if live is not None:
+            call.api.addon.recorder.open(live)
         store(writer)
 
     await call.write(write)
@@ -77,29 +74,6 @@ async def said(
     if not known:
         response.headers["Helicone-Warning"] = UNKNOWN
     return response
-
-
-def early_record(exchange: Exchange) -> Record:
-    """What is known of a call that is not over; the final row takes its place."""
-    directives = exchange.directives
-    row = {
-        "id": exchange.id,
-        "created_at": utc_text(exchange.created_at),
-        "provider": exchange.route.provider,
-        "host": exchange.route.host,
-        "path": redact_path(exchange.path),
-        "method": exchange.method,
-        "format": exchange.route.format or None,
-        "source": exchange.source,
-        "run_id": exchange.run_id,
-        "user_id": directives.user_id,
-        "session_id": directives.session_id,
-        "session_name": directives.session_name,
-        "session_path": directives.session_path,
-        "prompt_id": directives.prompt.id,
-        "incomplete": 1,
-    }
-    return Record(row, dict(directives.properties))
 
 
 async def legacy(call: Call) -> Response:
