@@ -213,3 +213,26 @@ def test_a_key_repeated_in_the_prompt_is_in_no_row_not_even_of_an_open_or_unread
     bare, _ = bare_record(call, "a parser failed", b"secret")
     assert "my key is" in str(opened.row["preview"])
     assert key not in f"{opened.row}{bare.row}"
+
+
+def test_rows_that_are_late_are_committed_together(recorder: Recorder, path: Path) -> None:
+    """One commit each would make all that wait later still."""
+    commits: list[int] = []
+    recorder.listeners.append(lambda ids: commits.append(len(ids)))
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go.wait(10)
+
+    holder = threading.Thread(target=recorder.call, args=(hold,))
+    holder.start()
+    held.wait(10)
+    for n in range(200):
+        recorder.finish(answered(f"late-{n}"))
+    late = time.monotonic() + module.BATCH_SECONDS + 0.05
+    assert wait_for(lambda: time.monotonic() > late)
+    go.set()
+    holder.join()
+    assert wait_for(lambda: sum(commits) == 200)
+    assert len(commits) < 20

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.2
 """A row waits at most this long before it is committed."""
+LEAST_SECONDS = 0.05
+"""Between two commits, however late rows are: committing each by itself would make the next ones later still."""
 COURTESY_SECONDS = 0.1
 """Of these, as many may pass before it is read; until then it waits for a moment in which the event loop does."""
 REST_SECONDS = 0.02
@@ -382,7 +384,7 @@ class Recorder:
                 self._commit_at = None
             elif self._commit_at is None:
                 since = item.handed_at if isinstance(item, Exchange) else now
-                self._commit_at = since + BATCH_SECONDS
+                self._commit_at = max(since + BATCH_SECONDS, now + LEAST_SECONDS)
             elif now >= self._commit_at or self.writer.buffered >= BATCH_ROWS:
                 self._commit_at = self._commit()
 
