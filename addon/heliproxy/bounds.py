@@ -1,19 +1,24 @@
-"""How long the head of an HTTP/1 message may be. mitmproxy collects it without end, and logs what is left of it.
+"""What one connection may take of us before it is closed.
 
-HTTP/2 has its own bound (64 KiB of headers) in mitmproxy already.
+How long the head of an HTTP/1 message may be: mitmproxy collects it without end, and logs what is left of it. HTTP/2
+has its own bound (64 KiB of headers) in mitmproxy already; what it lacks is one for streams that are opened and reset
+at once (CVE-2023-44487), which cost their sender nothing and us a request each.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
+import h2.errors
+import h2.events
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers.http import _http1
+from mitmproxy.proxy.layers.http import _http1, _http2
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
 
@@ -21,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD = 1024 * 1024
 """Bytes of a request line or status line with all its headers. `Helicone-Fallbacks` may carry whole prompts."""
+RESETS = 200
+"""Streams that a client may reset in one go: all that it has under way, twice."""
+RESETS_A_SECOND = 20.0
 _MARK = "_heliproxy_bounded"
 Read = Callable[..., CommandGenerator[None]]
 
@@ -78,8 +86,40 @@ def _forget(codec: Any) -> None:
     codec.buf = ReceiveBuffer()
 
 
+class Allowance:
+    """How many streams a client may reset now: `RESETS`, which come back in time."""
+
+    __slots__ = ("_at", "_left")
+
+    def __init__(self, now: float) -> None:
+        self._left, self._at = float(RESETS), now
+
+    def take(self, now: float) -> bool:
+        """Whether there was one left."""
+        self._left = min(float(RESETS), self._left + (now - self._at) * RESETS_A_SECOND) - 1
+        self._at = now
+        return self._left >= 0
+
+
+def _client_resets(handle: Callable[..., CommandGenerator[bool]]) -> Callable[..., CommandGenerator[bool]]:
+    def handle_h2_event(self: Any, event: h2.events.Event) -> CommandGenerator[bool]:
+        if type(event) is h2.events.StreamReset:
+            now = time.monotonic()
+            if not self.__dict__.setdefault("_heliproxy_resets", Allowance(now)).take(now):
+                return _calm_down(self)
+        return handle(self, event)
+
+    return handle_h2_event
+
+
+def _calm_down(codec: Any) -> CommandGenerator[bool]:
+    yield from codec.protocol_error("too many streams were reset", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+    return True
+
+
 def use() -> None:
-    """Put the bound on mitmproxy's HTTP/1, for all proxies of this process; a second call does nothing."""
+    """Put the bounds on mitmproxy's HTTP, for all proxies of this process; a second call does nothing."""
+    _bound_resets()
     for codec, bound in ((_http1.Http1Server, _request_head), (_http1.Http1Client, _response_head)):
         read = getattr(codec, "read_headers", None)
         if read is None or list(inspect.signature(read).parameters) != ["self", "event"]:
@@ -89,3 +129,19 @@ def use() -> None:
             wrapped = bound(read)
             setattr(wrapped, _MARK, True)
             codec.read_headers = wrapped  # type: ignore[method-assign]
+
+
+def _bound_resets() -> None:
+    handle = getattr(_http2.Http2Server, "handle_h2_event", None)
+    closes = getattr(_http2.Http2Server, "protocol_error", None)
+    if (
+        handle is None
+        or closes is None
+        or list(inspect.signature(handle).parameters) != ["self", "event"]
+        or list(inspect.signature(closes).parameters) != ["self", "message", "error_code"]
+    ):
+        logger.warning("HTTP/2 resets are not bounded: this mitmproxy reads them in another way")
+    elif not hasattr(handle, _MARK):
+        wrapped = _client_resets(handle)
+        setattr(wrapped, _MARK, True)
+        _http2.Http2Server.handle_h2_event = wrapped  # type: ignore[method-assign]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 import re
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +17,9 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, Event, StreamEnded
 
 from fakes import Answer, Asked, Upstream, chat_answer, chat_chunks, json_answer, sse_answer
 from heliproxy.secrets import redact_text
@@ -288,6 +293,87 @@ def test_a_key_in_a_head_that_never_ends_is_not_logged(proxy: Served) -> None:
         conn.shutdown(socket.SHUT_WR)
         conn.recv(1000)
     assert "sk-unfinished" not in proxy.errors
+
+
+HTTP2 = [
+    (":method", "POST"), (":path", "/v1/chat/completions"), (":scheme", "https"), (":authority", "api.openai.com"),
+    ("content-type", "application/json"),
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def http2(proxy: Served) -> Iterator[tuple[ssl.SSLSocket, H2Connection]]:
+    """A connection of our own to the provider's host, through the proxy, with nothing checked on this side."""
+    context = ssl.create_default_context(cafile=str(proxy.home / "ca" / "mitmproxy-ca-cert.pem"))
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as plain:
+        plain.sendall(b"CONNECT api.openai.com:443 HTTP/1.1\r\nHost: api.openai.com:443\r\n\r\n")
+        assert plain.recv(1000).startswith(b"HTTP/1.1 200")
+        with context.wrap_socket(plain, server_hostname="api.openai.com") as conn:
+            h2 = H2Connection(H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False))
+            h2.initiate_connection()
+            conn.sendall(h2.data_to_send())
+            yield conn, h2
+
+
+def heard(conn: ssl.SSLSocket, h2: H2Connection) -> Event | None:
+    """The event that ends a stream or the connection; None when it was closed without one."""
+    with contextlib.suppress(OSError):
+        while data := conn.recv(65536):
+            for event in h2.receive_data(data):
+                if isinstance(event, (StreamEnded, ConnectionTerminated)):
+                    return event
+    return None
+
+
+def reset(conn: ssl.SSLSocket, h2: H2Connection, times: int) -> None:
+    with contextlib.suppress(OSError):
+        for _ in range(times):
+            stream = h2.get_next_available_stream_id()
+            h2.send_headers(stream, HTTP2, end_stream=True)
+            h2.reset_stream(stream)
+            conn.sendall(h2.data_to_send())
+
+
+def test_streams_opened_and_reset_without_end_close_their_connection(proxy: Served) -> None:
+    with costing_at_most(proxy, 64), http2(proxy) as (conn, h2):
+        reset(conn, h2, 5000)
+        gone = heard(conn, h2)
+        assert gone is None or isinstance(gone, ConnectionTerminated)
+    assert proxy.ask().status == 200
+
+
+def test_streams_are_reset_in_peace(proxy: Served) -> None:
+    with http2(proxy) as (conn, h2):
+        reset(conn, h2, 100)
+        h2.send_headers(stream := h2.get_next_available_stream_id(), HTTP2)
+        h2.send_data(stream, json.dumps(CHAT).encode(), end_stream=True)
+        conn.sendall(h2.data_to_send())
+        assert isinstance(heard(conn, h2), StreamEnded)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("x-a", "b\r\nX-Evil: 1"),
+        ("x-a", "b\0c"),
+        ("x-a\r\nx-evil", "1"),
+        ("helicone-request-id", "a\r\nX-Evil: 1"),
+        ("helicone-ratelimit-policy", "1;w=60\r\nX-Evil: 1"),
+        ("helicone-property-x\r\nx-evil", "1"),
+        ("transfer-encoding", "chunked"),
+        ("content-length", "5"),
+        ("host", "evil.example.com"),
+        (":path", "/evil"),
+    ],
+)
+def test_no_odd_header_passes_in_http2(proxy: Served, extra: tuple[str, str]) -> None:
+    with http2(proxy) as (conn, h2):
+        stream = h2.get_next_available_stream_id()
+        h2.send_headers(stream, [*HTTP2, extra])
+        h2.send_data(stream, json.dumps(CHAT).encode(), end_stream=True)
+        conn.sendall(h2.data_to_send())
+        assert isinstance(heard(conn, h2), ConnectionTerminated)
 
 
 def test_many_streams_at_once(proxy: Served) -> None:
