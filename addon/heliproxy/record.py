@@ -315,6 +315,8 @@ def _facts(exchange: Exchange, ask: Ask, headers: Mapping[str, str]) -> dict[str
     }
 
 
+_SAID = ("error", "warning", "parse_error")
+"""Columns that quote a provider, or a header of the client's: perhaps a key that was put into the wrong one."""
 _WORDS = ("preview", "answer_preview", "error")
 """Columns with a piece of a body: a tool's arguments, for one."""
 _NO_ECHO = frozenset(
@@ -329,8 +331,9 @@ def _secrets_of(exchange: Exchange) -> tuple[str, ...]:
 
 def _keep_out(secrets: Sequence[str], row: dict[str, Any]) -> None:
     """Providers and policies may echo a key in what they say about it."""
-    if row.get("error"):
-        row["error"] = redact_text(row["error"])
+    for name in _SAID:
+        if words := row.get(name):
+            row[name] = redact_text(words)
     for name in _WORDS:
         if (words := row.get(name)) and '":' in words:
             row[name] = redact_body(words.encode("utf-8", "replace")).decode("utf-8", "replace")

@@ -256,7 +256,9 @@ def stored_headers(
         name = lower_name(raw_name)
         if name in allowed or name.startswith(_STORED_PREFIXES):
             value = raw_value[:_MAX_HEADER].decode("utf-8", "replace")
-            kept[name] = scrub(redact_text(value) if "://" in value else value, secrets)
+            # One of Helicone's switches holds no text, or a key that was meant for another header.
+            odd = "://" in value or (name.startswith("helicone-") and not name.startswith("helicone-property-"))
+            kept[name] = scrub(redact_text(value) if odd else value, secrets)
     return kept
 
 

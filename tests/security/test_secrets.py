@@ -186,6 +186,8 @@ def send(gateway: httpx.Client, up: Upstream, said: list[str]) -> None:
     gateway.post(url, data=fields)
     basic = base64.b64encode(f"user:{canary('')}".encode()).decode()
     gateway.post(url, json=chat(), headers={"authorization": f"Basic {basic}"})
+    wrong = {"helicone-cache-enabled": canary(), "helicone-retry-num": canary(), f"helicone-{canary()}": "x"}
+    gateway.post(url, json=chat(), headers=wrong | {"helicone-ratelimit-policy": canary()})
     for _ in range(2):
         on = {"helicone-cache-enabled": "true", "authorization": f"Bearer sk-{MARK}x0002abcdefghijklmnop"}
         kept = gateway.post(url, json=chat(temperature=0.9), headers=on)
