@@ -34,6 +34,7 @@ from heliproxy import (
     flows,
     hosts,
     long_bodies,
+    long_messages,
     mitm_options,
     name_cache,
     quick_tls,
@@ -186,6 +187,7 @@ class Heliproxy:
         trailers.use()
         bounds.use()
         watchdog.use()
+        long_messages.use()
         client_hello.use()
         quick_tls.use(ctx.master)
         name_cache.use(ctx.master.addons)
