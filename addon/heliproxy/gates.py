@@ -115,8 +115,8 @@ class Gates:
         self.state.close()
 
     def idle(self, exchange: Exchange) -> bool:
-        """Whether no policy can concern this call, so that nothing need be awaited."""
-        return not asks(exchange.directives) and not self._stream_usage and not self.budgets.active()
+        """Whether no policy can concern this call before it goes out, so that nothing need be awaited."""
+        return not _gated(exchange.directives) and not self._stream_usage and not self.budgets.active()
 
     async def prepare(self, exchange: Exchange, call: Call) -> bytes:
         """Make the changes to the body that directives ask for; returns the body as it is sent, decoded."""
@@ -533,9 +533,13 @@ def refusal(directives: Directives) -> Answer | None:
 
 def asks(directives: Directives) -> bool:
     """Whether these headers ask for more than to be noted."""
+    return directives.retry.enabled or _gated(directives)
+
+
+def _gated(directives: Directives) -> bool:
+    """Whether they ask for something that is done before an upstream is asked."""
     return directives.present and bool(
         directives.cache.wanted
-        or directives.retry.enabled
         or directives.rate_limit_policy
         or directives.token_limit_handler
         or directives.stream_usage

@@ -281,3 +281,24 @@ def test_unused_answer_is_whole(rig: Rig) -> None:
     big = json_answer({"error": {"message": "y" * 200_000}}, 500)
     rig.script = [big, Answer(500, b"{}")]
     assert rig.ask(QUICK | {"Helicone-Retry-Num": "1"}).content == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("headers", "waits"),
+    [
+        ({}, False),
+        (QUICK, False),
+        (QUICK | {"Helicone-RateLimit-Policy": "100;w=60"}, True),
+        (QUICK | {"Helicone-Cache-Enabled": "true"}, True),
+    ],
+)
+def test_call_that_asks_for_retries_alone_waits_for_no_policy(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], waits: bool
+) -> None:
+    assert rig.ask().status_code == 200  # the first one has the budgets read
+    waited: list[bool] = []
+    addon = rig.run.proxy.addon
+    later = addon._request_decided_later
+    monkeypatch.setattr(addon, "_request_decided_later", lambda *args: (waited.append(True), later(*args))[1])
+    assert rig.ask(headers).status_code == 200
+    assert bool(waited) is waits
