@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHook
 from mitmproxy.test import tflow
 
 from fakes import Answer, Asked, Upstream, json_answer, sse_answer
-from heliproxy import dispatch, fast_layers
+from heliproxy import dispatch, fast_layers, flows
 from running import running
 
 NAMES = st.sampled_from([b"Accept", b"accept", b"ACCEPT", b"Host", b"x-\xc3\xa4", b"x-\xff", b""])
@@ -173,3 +173,14 @@ def test_a_call_that_is_over_leaves_no_garbage(tmp_path: Path, stream: bool) -> 
             gc.enable()
     assert left["HTTPFlow"] < 10
     assert left["Exchange"] < 10
+
+
+@given(FIELDS, st.lists(st.tuples(st.sampled_from(["Accept", "host", "Helicone-Id"]), st.text(max_size=4)), max_size=4))
+def test_headers_put_in_one_go_are_those_set_one_by_one(
+    fields: Sequence[tuple[bytes, bytes]], pairs: Sequence[tuple[str, str]]
+) -> None:
+    together, singly = Headers(fields), Headers(fields)
+    flows.put_headers(together, pairs)
+    for name, value in pairs:
+        singly[name] = value
+    assert together.fields == singly.fields

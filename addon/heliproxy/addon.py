@@ -613,16 +613,16 @@ class Heliproxy:
 
     def _add_headers(self, response: http.Response, exchange: Exchange) -> None:
         headers = response.headers
-        headers["Helicone-Id"] = exchange.id
-        headers.setdefault("Helicone-Status", "success")
-        for name, value in exchange.response_extra:
-            headers[name] = value
-        for name, value in exchange.gateway_extra:
-            headers[name] = value
+        pairs = [("Helicone-Id", exchange.id)]
+        if "helicone-status" not in headers:
+            pairs.append(("Helicone-Status", "success"))
+        pairs += exchange.response_extra
+        pairs += exchange.gateway_extra
         if exchange.fallback_index is not None:
-            headers["helicone-fallback-index"] = str(exchange.fallback_index)
+            pairs.append(("helicone-fallback-index", str(exchange.fallback_index)))
         if exchange.warnings:
-            headers["Heliproxy-Warning"] = flows.header_text("; ".join(exchange.warnings))[:MAX_WARNING]
+            pairs.append(("Heliproxy-Warning", flows.header_text("; ".join(exchange.warnings))[:MAX_WARNING]))
+        flows.put_headers(headers, pairs)
 
     def _hand_over(self, exchange: Exchange) -> None:
         if self.services is not None:

@@ -19,6 +19,8 @@ from heliproxy.policies import sigv4, ssrf
 from heliproxy.policies.answers import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from heliproxy.exchange import Exchange
     from heliproxy.policies.answers import Answer
     from heliproxy.targets import Destination
@@ -100,6 +102,17 @@ def strip_helicone(request: http.Request) -> None:
     )
 
 
+def put_headers(headers: http.Headers, pairs: Sequence[tuple[str, str]]) -> None:
+    """Set these headers, as one assignment each would, in one go where none of them is there yet."""
+    names = [name.lower().encode() for name, _ in pairs]
+    there = {name.lower() for name, _ in headers.fields}
+    if len(set(names)) < len(names) or not there.isdisjoint(names):
+        for name, value in pairs:
+            headers[name] = value
+    else:
+        headers.fields += tuple((name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs)
+
+
 def set_or_remove(request: http.Request, name: str, value: str | None) -> None:
     if value is None:
         request.headers.pop(name, None)
@@ -161,7 +174,8 @@ def _raw_response(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -
     data = response.data = copy(_BLANK.data)
     data.status_code = status
     data.reason = status_codes.RESPONSES.get(status, "").encode()
-    data.headers = http.Headers([*fields, (b"content-length", str(len(body)).encode())])
+    data.headers = object.__new__(http.Headers)  # as above
+    data.headers.fields = (*fields, (b"content-length", str(len(body)).encode()))
     data.content = body
     return response
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-import uuid
+
+_MARKS = 4 << 76 | 2 << 62
+"""Version and variant, RFC 9562 section 4."""
+_RANDOM = ~(15 << 76 | 3 << 62)
 
 
 def new_request_id(now_ms: int) -> str:
@@ -13,5 +16,6 @@ def new_request_id(now_ms: int) -> str:
     half the CPU it takes with random ids. It is marked as version 4, not 7, because older UUID libraries in clients
     refuse versions above 5.
     """
-    bits = (now_ms & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10))
-    return str(uuid.UUID(int=bits, version=4))
+    bits = (now_ms & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10)) & _RANDOM | _MARKS
+    text = f"{bits:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
