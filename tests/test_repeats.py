@@ -420,6 +420,21 @@ def test_memory_is_bounded(setting: Setting, monkeypatch: pytest.MonkeyPatch) ->
     assert len(known._starts) <= 4
 
 
+def test_failure_on_the_short_way_leads_to_the_whole_way(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, body = request()
+    wire = setting.wire()
+    setting.ask(wire, 3, head, body)
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(setting.addon.repeats, "_finish", fail)
+    before = len(setting.run.rows())
+    assert b"Helicone-Cache: HIT" in wire.ask(head, body)[0]
+    assert len(setting.run.wait_rows(before + 1)) == before + 1
+    assert setting.short == 1
+
+
 class Watcher:
     def __init__(self) -> None:
         self.seen: list[str] = []

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 
-from heliproxy.repeats import MAX_REQUEST, Repeats
+from heliproxy.repeats import MAX_REQUEST, Repeats, Scope
 
 if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._http1 import Http1Server
 
     from heliproxy.fast_layers import FlatLayer
+
+logger = logging.getLogger(__name__)
 
 
 class Repeating:
@@ -48,7 +51,7 @@ class Repeating:
                 yield from self._layer._drive(codec, codec._handle_event(event))
             return
         scope = self._scope()
-        answer = self._repeats.answer(scope, data)
+        answer = self._answer(scope, data)
         if answer is not None:
             yield commands.SendData(codec.conn, answer)
         elif not held and self._repeats.starts(scope, data):
@@ -57,6 +60,15 @@ class Repeating:
             yield from self._watch(codec, event, held)
         else:
             yield from self._layer._drive(codec, codec._handle_event(event))
+
+    def _answer(self, scope: Scope, data: bytes) -> bytes | None:
+        try:
+            return self._repeats.answer(scope, data)
+        except Exception:
+            # In here it would end the connection; the whole way has its own answer to what is wrong.
+            logger.exception("a repeated request takes the whole way")
+            self._repeats.forget()
+            return None
 
     def let_go(self, codec: Http1Server) -> CommandGenerator[None]:
         """Handle what is held back: there will be no more."""
@@ -89,7 +101,7 @@ class Repeating:
         elif fresh and codec.state == codec.read_body and not sent:
             self._start = event.data
 
-    def _scope(self) -> tuple[object, ...]:
+    def _scope(self) -> Scope:
         context = self._layer.context
         client, server = context.client, context.server
         run = self._repeats.run_of(client.id)
