@@ -202,9 +202,14 @@ def result(child: subprocess.Popen[str]) -> dict[str, Any]:
 
 def flush(api: str) -> None:
     """Return once everything accepted is committed."""
-    with urllib.request.urlopen(f"{api}/health?flush=1", timeout=PATIENCE) as answer:
-        if not json.load(answer)["flushed"]:
-            raise SystemExit("what was accepted is not committed after 10 s")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with urllib.request.urlopen(f"{api}/health?flush=1", timeout=PATIENCE) as answer:
+            health = json.load(answer)
+        if health["flushed"]:
+            return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"what was accepted is not committed after {PATIENCE:.0f} s: {health}")
 
 
 def missing(home: Path, ids: Sequence[str]) -> int:

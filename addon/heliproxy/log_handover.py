@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliproxy import log_ring, messages
 from heliproxy.log_ring import Ring
-from heliproxy.messages import ANSWER, ASK, BACK, BORED, CONNECTION, DONE, END, FLUSH, HELLO, READY, Message, packed
+from heliproxy.messages import ANSWER, ASK, BACK, BORED, CONNECTION, DONE, FLUSH, HELLO, READY, Message, packed
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -42,6 +42,8 @@ IDLE_SECONDS = 60.0
 START_SECONDS = 30.0
 """How long who asks waits for the process to come up."""
 ANSWER_SECONDS = 60.0
+LONGEST_FLUSH = 3600.0
+RETRY_SECONDS = 0.02
 END_SECONDS = 5.0
 """How long the process may take to write what it has, at the end; the rest is written here."""
 PAUSE_SECONDS = 10.0
@@ -230,38 +232,48 @@ class Child:
         try:
             if not await asyncio.wait_for(asyncio.wrap_future(self.up), START_SECONDS):
                 return None
-            asked = self._asks(ASK, posted.dump(), wait=False)
+            asked = self._asks(ASK, posted.dump())
             return None if asked is None else await asyncio.wait_for(asyncio.wrap_future(asked), ANSWER_SECONDS)
         except TimeoutError:
             return None
 
     def flush(self, timeout: float | None) -> bool:
         """Whether everything it has answered is committed now; also true when there is no such process any more."""
-        with self._lock:
-            if self._closed or not self.up.done():
-                return True
-            # After the last batch the ring is empty, but its ids may still be under way to us.
-            if self._ring.empty and self._ring.batches == self._heard:
-                return True
-        asked = self._asks(FLUSH)
-        try:
-            return asked is None or bool(asked.result(timeout))
-        except TimeoutError:
-            return False
+        deadline = time.monotonic() + (LONGEST_FLUSH if timeout is None else timeout)
+        while True:
+            with self._lock:
+                if self._closed or not self.up.done():
+                    return True
+                # After the last batch the ring is empty, but its ids may still be under way to us.
+                if self._ring.empty and self._ring.batches == self._heard:
+                    return True
+            asked = self._asks(FLUSH)
+            left = deadline - time.monotonic()
+            try:
+                done = None if asked is None else asked.result(max(0.0, left))
+            except TimeoutError:
+                return False
+            if done is not None or left <= 0:
+                return bool(done)
+            if asked is None:
+                time.sleep(RETRY_SECONDS)
 
-    def _asks(self, kind: bytes, body: bytes = b"", *, wait: bool = True) -> Future[Any] | None:
-        """Send what is answered; None when it cannot be sent, but for one that is ending: that is answered then."""
+    def _asks(self, kind: bytes, body: bytes = b"") -> Future[Any] | None:
+        """Send what is answered; None when it cannot be sent now, but for a flush of one that is ending: that comes."""
         asked: Future[Any] = _future()
         number = next(self._numbers)
         with self._lock:
             if self._closed:
                 return None
             self._answers[number] = asked
-            if self._ending and kind == FLUSH:
-                return asked
-            with contextlib.suppress(OSError):
-                if not self._ending and messages.send(self._control, packed(kind, number, body), wait=wait):
+            if self._ending:
+                if kind == FLUSH:
                     return asked
+            else:
+                # Never waits: the event loop may be the next to want the lock.
+                with contextlib.suppress(OSError):
+                    if messages.send(self._control, packed(kind, number, body), wait=False):
+                        return asked
             del self._answers[number]
         return None
 
@@ -274,7 +286,7 @@ class Child:
             self._owner.ready = False
             if self.up.done():
                 with contextlib.suppress(OSError):
-                    messages.send(self._control, Message(END))
+                    self._control.shutdown(socket.SHUT_WR)
             else:
                 self.kill()  # it has nothing yet
 

@@ -58,8 +58,12 @@ NICE = 10
 SLICE_NS = 100_000
 BATCH_ROWS = 100
 """At low priority a commit takes a while, in which the proxy's own must wait."""
+MANY_WAITING = 2_000
+"""Logs that were answered and not read; past it the oldest are read before others are answered."""
+MUCH_WAITING = 16 << 20
+"""Bytes of them."""
 MAX_WAITING = 10_000
-"""Logs that were answered and not read; past it they are refused."""
+"""Past this they are refused."""
 READ_SECONDS = 0.002
 """How long logs are read before connections are looked at again."""
 IDLE_SECONDS = 60.0
@@ -211,8 +215,9 @@ class LogProcess:
         while not self._over:
             for key, events in self._selector.select(self._patience()):
                 key.data(events)
-            self._read(self.clock() + READ_SECONDS)
-            self._look_after(self.clock())
+            self._go_on()
+            while self._is_behind and not self._over:
+                self._go_on()
         for connection in tuple(self._connections):
             self.give_back(connection)
         while self._waiting:
@@ -222,6 +227,15 @@ class LogProcess:
             self._settle()
             assert self._rows.writer is not None
             self._rows.writer.close()
+
+    def _go_on(self) -> None:
+        self._read(self.clock() + READ_SECONDS)
+        self._look_after(self.clock())
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether so much waits that whoever asks for a row would wait too long: clients wait for answers instead."""
+        return len(self._waiting) > MANY_WAITING or (bool(self._waiting) and self._ring.used > MUCH_WAITING)
 
     def stop(self) -> None:
         """Ask to end; from a signal's handler."""

@@ -180,6 +180,26 @@ def test_nothing_is_lost_or_twice_when_it_is_killed(rig: Rig, beside: LogHandove
     assert rig.recorder.counters.lost_rows == 0
 
 
+def test_who_waits_for_a_flush_gets_it_when_it_is_killed(rig: Rig, beside: LogHandover, port: Port) -> None:
+    beside.start()
+    assert wait_for(lambda: beside.ready)
+    with closing(Client(port)) as client:
+        ids = {client.ask(post())[1]["helicone-id"] for _ in range(5)}
+    victim = beside.process
+    assert victim is not None
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        assert not rig.recorder.flushed(0.2)
+        done: list[bool] = []
+        waiter = threading.Thread(target=lambda: done.append(rig.recorder.flushed()))
+        waiter.start()
+        assert not done
+    finally:
+        os.kill(victim, signal.SIGKILL)
+    waiter.join(30)
+    assert (done, set(stored(rig.home))) == ([True], ids)
+
+
 def test_closing_writes_what_it_has(rig: Rig, beside: LogHandover, port: Port) -> None:
     beside.start()
     assert wait_for(lambda: beside.ready)
