@@ -101,8 +101,12 @@ def test_health_says_which_worker_does_not_answer(tmp_path: Path) -> None:
             (0, "running"),
             (1, "silent"),
         ]
-        os.kill(second, signal.SIGKILL)
-        assert run.wait_for(lambda: run.health()["workers"][1]["recorder"] == "stopped")
+        run.running.send_signal(signal.SIGSTOP)  # so that it starts no other before we have looked
+        try:
+            os.kill(second, signal.SIGKILL)
+            assert run.wait_for(lambda: run.health()["workers"][1]["recorder"] == "stopped")
+        finally:
+            run.running.send_signal(signal.SIGCONT)
         assert run.wait_for(lambda: run.health()["workers"][1].get("pid") in workers_of(run) - {first})
         assert run.wait_for(lambda: run.health()["status"] == "ok")
 
