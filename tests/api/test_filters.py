@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from api_rig import Rig, open_rig
+from heliproxy.api import database
 from heliproxy.api.filters import OPERATORS, TABLES, condition, glob_of
 from heliproxy.bodies import Body
 
@@ -229,6 +230,8 @@ BAD: list[tuple[Any, str]] = [
     ({"request": {"created_at": {"gte": "soon"}}}, "should be a time"),
     ({"request": {"user_id": {"equals": {}}}}, "should be text"),
     ({"request": {"user_id": {"equals": "x" * 10_001}}}, "longer than"),
+    ({"request_response_rmt": {"request_body": {"like": "%" + "x" * 500}}}, "a pattern has at most 500 characters"),
+    ({"properties": {"a": {"ilike": "%" + "x" * 500}}}, "a pattern has at most 500 characters"),
     (rmt("cached", "equals", "maybe"), "should be true or false"),
     ({"left": "all", "operator": "and"}, "is a branch without 'right'"),
     ({"left": "all", "right": "all"}, "is a branch without 'operator'"),
@@ -242,6 +245,14 @@ BAD: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("tree", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
 def test_what_is_wrong_is_named(rows: Rig, tree: Any, message: str) -> None:
     assert message in rows.error("/v1/request/query", {"filter": tree})
+
+
+def test_a_search_in_bodies_ends_in_time(rows: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "READ_SECONDS", -1.0)
+    tree = {"request_response_rmt": {"request_body": {"contains": "x"}}}
+    assert "took longer than" in rows.error("/v1/request/query", {"filter": tree})
+    monkeypatch.undo()
+    assert rows.ids(tree) == []
 
 
 def chain(operator: str, length: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 import threading
 import time
@@ -79,15 +80,16 @@ class Database:
             key, conn = self._borrow()
         except (OSError, sqlite3.Error, SchemaError) as e:
             raise ApiError(503, f"the database cannot be read: {e}") from e
-        deadline = time.monotonic() + READ_SECONDS
+        deadline = _read_until.deadline = time.monotonic() + READ_SECONDS
         conn.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
         try:
             return job(conn)
         except sqlite3.OperationalError as e:
-            if "interrupted" in str(e):
+            if "interrupted" in str(e) or time.monotonic() > deadline:
                 raise ApiError(400, f"the query took longer than {READ_SECONDS:.0f} s; narrow it down") from e
             raise
         finally:
+            _read_until.deadline = math.inf
             conn.set_progress_handler(None, 0)
             if conn.in_transaction:
                 conn.rollback()
@@ -127,8 +129,19 @@ def add_functions(conn: sqlite3.Connection) -> None:
     conn.create_function("fold", 1, fold, deterministic=True)
 
 
+class _ReadUntil(threading.local):
+    deadline = math.inf
+    """Monotonic seconds."""
+
+
+_read_until = _ReadUntil()
+"""When the read under way on this thread has to end."""
+
+
 def body_text(stored: Any, encoding: str | None) -> str | None:
-    """A stored body as text."""
+    """A stored body as text. Raises TimeoutError when it is too late: queries of long texts make few steps to count."""
+    if time.monotonic() > _read_until.deadline:
+        raise TimeoutError
     raw = decoded(stored, encoding or "")
     return None if raw is None else raw.decode("utf-8", "replace")
 

@@ -23,6 +23,8 @@ MAX_LEAVES = 400
 MAX_DEPTH = 40
 """Times that "and" and "or" may alternate; a chain of one of them counts once."""
 MAX_VALUE = 10_000
+MAX_PATTERN = 500
+"""Characters of a pattern, which is looked for anew at each place of a body."""
 
 TEXT_OPERATORS = ("equals", "not-equals", "like", "ilike", "contains", "not-contains")
 NUMBER_OPERATORS = ("equals", "not-equals", "gte", "lte", "gt", "lt")
@@ -340,6 +342,8 @@ def _text(sql: str, before: tuple[Any, ...], operator: str, value: Any, where: s
         raise bad(f"{_place(where)} should be text, not {_shown(value)}")
     if len(value) > MAX_VALUE:
         raise bad(f"{_place(where)} is longer than {MAX_VALUE} characters")
+    if operator in ("like", "ilike") and len(value) > MAX_PATTERN:
+        raise bad(f"{_place(where)}: a pattern has at most {MAX_PATTERN} characters; `contains` takes longer texts")
     if sql == "lower(r.provider)":
         value = value.lower()
     present = f"coalesce({sql}, '')"
