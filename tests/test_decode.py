@@ -157,3 +157,12 @@ def test_the_smallest_bomb_costs_little() -> None:
 def test_noise_never_raises(data: bytes, encoding: str) -> None:
     decoder = Decoder(encoding, 1000)
     assert len(decoder.feed(data) + decoder.feed(data)) <= 1000
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "full"), [(3, 100, False), (12, 100, True), (12, 2000, False), (12, 0, False)]
+)
+def test_what_stands_for_implausibly_much_is_cut(size: int, ratio: int, full: bool) -> None:
+    decoder = Decoder("gzip", 16 << 20, ratio)
+    found = decoder.feed(gzip.compress(bytes(size << 20)))
+    assert (decoder.full, len(found) == size << 20) == (full, not full)

@@ -22,6 +22,8 @@ _SLICE = 4096
 """Compressed bytes given to a decompressor at once: an error loses the output of one slice only."""
 _STEP = 1024 * 1024
 """Decoded bytes asked for at once."""
+_MUCH = 4 * 1024 * 1024
+"""Decoded bytes up to which any ratio is plausible."""
 _ZSTD_WINDOW_LOG = 23
 """RFC 9659: a zstd window in HTTP is at most 8 MiB. Without this a frame may ask for far more memory."""
 
@@ -136,13 +138,16 @@ class Decoder:
 
     `full` is true once the limit cut something off, `broken` once the input could not be decoded any further; `taken`
     says how much of the input was looked at.
+
+    With a `ratio`, a body is also cut off where it stands for more than so many times its bytes, and for much at all.
     """
 
-    __slots__ = ("_room", "_stages", "broken", "full", "taken")
+    __slots__ = ("_limit", "_ratio", "_room", "_stages", "broken", "full", "taken")
 
-    def __init__(self, encoding: str | None, limit: int) -> None:
+    def __init__(self, encoding: str | None, limit: int, ratio: int = 0) -> None:
         self._stages = _stages(encoding)
-        self._room = limit
+        self._limit = self._room = limit
+        self._ratio = ratio
         self.full = False
         self.broken = False
         self.taken = 0
@@ -180,6 +185,9 @@ class Decoder:
             data = self._cut(data)
             if data:
                 yield data
+            decoded = self._limit - self._room
+            if self._ratio and decoded > _MUCH and decoded > self._ratio * self.taken:
+                self.full = True
             return
         stage = self._stages[index]
         waiting = True

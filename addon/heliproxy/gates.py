@@ -31,7 +31,15 @@ from heliproxy.policies.cache import CacheEntry
 from heliproxy.policies.ratelimit import Policy
 from heliproxy.policies.sigv4 import NOT_KEPT, Credentials, region_of, signed
 from heliproxy.policy_store import STATE_NAME, BudgetStore, CacheStore, LimitStore, StateFile
-from heliproxy.record import DECODE_LIMIT, REPEATED, echoes_key, is_stream_type, is_whole, lower_headers
+from heliproxy.record import (
+    DECODE_LIMIT,
+    PLAUSIBLE_RATIO,
+    REPEATED,
+    echoes_key,
+    is_stream_type,
+    is_whole,
+    lower_headers,
+)
 from heliproxy.times import local_now
 
 logger = logging.getLogger(__name__)
@@ -189,7 +197,7 @@ class Gates:
         """The decoded body after the directives that change it."""
         headers = lower_headers(exchange.request_headers)
         raw = exchange.request_body or b""
-        decoder = Decoder(headers.get("content-encoding"), DECODE_LIMIT)
+        decoder = Decoder(headers.get("content-encoding"), DECODE_LIMIT, PLAUSIBLE_RATIO)
         body = decoder.feed(raw)
         if decoder.full or decoder.broken:
             return raw  # a part of a body would give two long ones the same cache key

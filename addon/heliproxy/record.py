@@ -158,7 +158,7 @@ def asked(exchange: Exchange, headers: Mapping[str, str] | None = None) -> Ask:
 
 def _decoded(body: bytes, encoding: str | None) -> bytes:
     """A body as it was meant; of one that is too long to be read, the part that is kept."""
-    decoder = Decoder(encoding, DECODE_LIMIT)
+    decoder = Decoder(encoding, DECODE_LIMIT, PLAUSIBLE_RATIO)
     pieces = list(decoder.pieces(body))
     if not decoder.full:
         return b"".join(pieces)

@@ -223,6 +223,8 @@ class Webhooks:
             try:
                 if ids and not self._stop.is_set():
                     self.deliver(ids)
+            except FileNotFoundError:
+                self._leave()  # somebody removed the database; its rows went with it, and the next ones make another
             except Exception:
                 logger.exception("webhooks failed")
                 self._leave()

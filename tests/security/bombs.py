@@ -28,7 +28,7 @@ def bomb(encoding: str) -> bytes:
         return gzip.compress(data)
     zeros = bytes(MIB)
     if inner == "br":
-        brotli_stream = brotli.Compressor(quality=11, lgwin=24)
+        brotli_stream = brotli.Compressor(quality=5, lgwin=24)  # 203 bytes in 0.3 s, at 11 in 15 s
         return b"".join(brotli_stream.process(zeros) for _ in range(DECODED_MIB)) + bytes(brotli_stream.finish())
     if inner == "zstd":
         zstd_stream = zstd.ZstdCompressor(19)
