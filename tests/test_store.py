@@ -323,6 +323,40 @@ def test_overwritten_database_is_set_aside_and_logging_goes_on(path: Path, clock
     assert list(path.parent.glob("heliproxy.db.corrupt-*"))
 
 
+def test_changes_of_a_process_of_ours_are_not_looked_at_for_a_moment(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[bool] = []
+    real = Writer.check
+
+    def check(self: Writer, *, deep: bool = True) -> bool:
+        looks.append(deep)
+        return real(self, deep=deep)
+
+    monkeypatch.setattr(Writer, "check", check)
+    writer, other = make_writer(path, clock), make_writer(path, clock)
+
+    def both_write(key: str) -> int:
+        other.add(record(f"other {key}"))
+        other.flush()
+        looks.clear()
+        writer.add(record(key))
+        writer.flush()
+        return len(looks)
+
+    assert both_write("a") == 1
+    writer.leave_checks_to_another()
+    assert both_write("b") == 0
+    clock.now += 2
+    assert both_write("c") == 1
+    assert looks == [False]
+    clock.now += 120
+    assert both_write("d") == 1
+    assert looks == [True]
+    other.close()
+    writer.close()
+
+
 def test_damaged_database_is_set_aside_at_the_start(path: Path, clock: Clock) -> None:
     path.parent.mkdir()
     path.write_bytes(b"\x00garbage" * 1000)

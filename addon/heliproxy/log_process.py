@@ -56,7 +56,7 @@ from heliproxy.tokens import estimate
 
 NICE = 10
 SLICE_NS = 100_000
-BATCH_ROWS = 100
+BATCH_ROWS = 250
 """At low priority a commit takes a while, in which the proxy's own must wait."""
 MANY_WAITING = 2_000
 """Logs that were answered and not read; past it the oldest are read before others are answered."""

@@ -83,6 +83,8 @@ Failure = (sqlite3.Error, OSError, SchemaError)
 MAX_CHECKED_BYTES = 64 << 20
 """A file up to this is read in whole when it may be damaged, which takes a fifth of a second."""
 CHECK_SECONDS = 60.0
+TRUST_SECONDS = 1.0
+"""How long after a sign of another process of ours the changes of the file are taken for its."""
 LEAST_SIZE = 512
 """Bytes of the smallest SQLite database."""
 MAX_ODD_FAILURES = 20
@@ -241,6 +243,7 @@ class Writer:
         self._inode: tuple[int, int] | None = None
         self._found_wal = False
         self._check_at = 0.0
+        self._trusted_until = 0.0
         self._seen: tuple[int, int, int, int] | None = None
         """How file and WAL were (see `_change_id`) when they were last known to be sound."""
         self._rows: dict[str, tuple[Any, ...]] = {}
@@ -557,6 +560,9 @@ class Writer:
             return
         if changed is not None and changed[1] < LEAST_SIZE:
             raise DamagedError(f"{self.path.name} was cut to {changed[1]} bytes")
+        if self._monotonic() < self._trusted_until:
+            self._seen = changed
+            return
         deep = self._seen is not None and self._monotonic() >= self._check_at
         if self.check(deep=deep):
             self._seen = changed
@@ -607,8 +613,13 @@ class Writer:
         return info.st_mtime_ns, info.st_size, wal.st_mtime_ns, wal.st_size
 
     def leave_checks_to_another(self) -> None:
-        """Read all of the file no sooner than in a while: another process of ours has just written to it, and looks."""
-        self._check_at = max(self._check_at, self._monotonic() + CHECK_SECONDS)
+        """For a moment, take changes of the file for those of another process of ours, which looks at it as it writes.
+
+        To look costs a connection, at every commit while both write.
+        """
+        now = self._monotonic()
+        self._trusted_until = now + TRUST_SECONDS
+        self._check_at = max(self._check_at, now + CHECK_SECONDS)
 
     def _disconnect(self) -> None:
         if self._conn is not None:
