@@ -110,9 +110,8 @@ def wait_written(port: int, seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     before: int | None = None
     while time.monotonic() < deadline:
-        # Longer than the recorder collects rows before it commits them.
-        time.sleep(0.25)
-        facts = health(port)
+        time.sleep(0.25)  # the end of a call may reach the proxy after the program's own
+        facts = health(port, max(1.0, deadline - time.monotonic()), flush=True)
         if facts is None or (facts.get("waiting") == 0 and facts.get("rows") == before):
             return
         before = facts.get("rows")

@@ -332,13 +332,14 @@ def is_listening(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def health(port: int, seconds: float = 3.0) -> dict[str, Any] | None:
-    """What a heliproxy on this loopback port says about itself; None when it is none."""
+def health(port: int, seconds: float = 3.0, *, flush: bool = False) -> dict[str, Any] | None:
+    """What a heliproxy on this loopback port says about itself, with `flush` after all it has is written; None when it
+    is none."""
     import http.client
 
     conn = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
-        conn.request("GET", "/health")
+        conn.request("GET", "/health?flush=1" if flush else "/health")
         facts = json.loads(conn.getresponse().read(MIB))
     except (OSError, ValueError, RecursionError, http.client.HTTPException):
         return None
