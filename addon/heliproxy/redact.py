@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,8 +22,11 @@ _SECRET_NAMES = frozenset(
 
 def is_secret_name(name: str) -> bool:
     """Whether a field of this name holds a key: `api_key`, `apiKey`, `X-Api-Key`, `Authorization`, ..."""
-    if len(name) > 40:
-        return False
+    return len(name) <= 40 and _is_secret(name)
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(name: str) -> bool:
     return name.lower().replace("_", "").replace("-", "").replace(".", "") in _SECRET_NAMES
 
 
