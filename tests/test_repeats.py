@@ -294,6 +294,19 @@ def test_bucket_serves_all_its_answers(setting: Setting) -> None:
         assert rows[id_]["cache_reference_id"] == ids[place]
 
 
+def test_what_was_picked_is_served_whichever_way_it_takes(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the answers that are known on the short way would be served more often than the others."""
+    head, body = request(headers=ON | {"Helicone-Cache-Bucket-Max-Size": "3"})
+    wire = setting.wire()
+    setting.ask(wire, 3, head + body)
+    setting.run.proxy.flush()
+    picks = iter([0, 0, 1, 2, 1, 0, 2])
+    monkeypatch.setattr("heliproxy.gates.random.randrange", lambda count: next(picks) if count == 3 else 0)
+    served = [wire.ask(head + body)[0].partition(b"Bucket-Idx: ")[2][:1] for _ in range(7)]
+    assert served == [b"0", b"0", b"1", b"2", b"1", b"0", b"2"]
+    assert (setting.up.calls, setting.short) == (3, 4)
+
+
 def test_two_requests_in_one_piece_are_both_answered(setting: Setting) -> None:
     head, body = request()
     wire = setting.wire()

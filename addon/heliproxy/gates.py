@@ -48,6 +48,7 @@ READ_WAIT_SECONDS = 2.0
 """How long the cache may take to be read from disk; then it is a miss, as at Helicone."""
 SAVE_WAIT_SECONDS = 5.0
 """How long a lookup waits for an answer that is complete but still being saved."""
+MOST_LEFT = 1000
 MAX_REFUSED = 100
 """Rate limit policies not understood that are logged, each once: a client sends its own with every call."""
 
@@ -112,6 +113,8 @@ class Gates:
         self.limits = LimitStore(self.state)
         self.budgets = BudgetStore(self.state, home / DATABASE_NAME)
         self._saving: dict[bytes, _Saving] = {}
+        self._left: dict[bytes, int] = {}
+        """Places in buckets that were picked already, see `leave`."""
         self._rules: tuple[float, security.Rules | None] = (-1.0, None)
         self._refused_policies: set[str] = set()
         self.clock: Callable[[], float] = time.time
@@ -150,7 +153,17 @@ class Gates:
         if key in self._saving:
             return None
         entries = self.cache.lookup_memory(key, bucket, self.clock())
-        return cache.pick(entries, random.randrange) if entries is not None else None
+        return cache.pick(entries, self._choose(key)) if entries is not None else None
+
+    def leave(self, key: bytes, index: int) -> None:
+        """Leave the answer that was picked to the usual way, which would pick again, and so favour some."""
+        if len(self._left) >= MOST_LEFT:
+            self._left.clear()
+        self._left[key] = index
+
+    def _choose(self, key: bytes) -> Callable[[int], int]:
+        left = self._left.pop(key, None)
+        return random.randrange if left is None else lambda count: min(left, count - 1)
 
     async def open(self, exchange: Exchange, call: Call, body: bytes) -> Answer | Hit | None:
         """Run all gates on a prepared body. None: the call goes upstream.
@@ -264,7 +277,7 @@ class Gates:
             entries = self.cache.lookup_memory(key, wanted.bucket, now)
             if entries is None:
                 entries = await self._read(key, wanted.bucket, now)
-            picked = cache.pick(entries, random.randrange)
+            picked = cache.pick(entries, self._choose(key))
             if picked is not None:
                 return self._hit(exchange, key, *picked)
             exchange.cache = "MISS"

@@ -153,6 +153,7 @@ class Repeats:
             return None
         found = known.answers.get(picked[0])
         if found is None or found.entry is not picked[1]:
+            self._gates.leave(known.key, picked[0])
             return None
         now = time.time()
         id_ = known.directives.request_id or new_request_id(int(now * 1000))
