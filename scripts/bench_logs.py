@@ -6,8 +6,10 @@
 
 Runs `heliproxy serve`, a fake upstream that answers at once, a client that makes small chats through the proxy (TLS
 inside CONNECT), and a client that posts logs to the REST port, each as a process of its own: the server on one core,
-all others on the rest. A round is one phase without logs and one with them. Both clients send by the clock, whether
-or not the server keeps up, and count time from the moment a request was due. Ends with status 1 when a log was lost.
+all others on the rest. A round is a phase without logs, one in which they are posted to the fake upstream instead, and
+one with them. What the second adds is the clients' own doing, who share cores with each other. Both clients send by the
+clock, whether or not the server keeps up, and count time from the moment a request was due. Ends with status 1 when a
+log was lost.
 """
 
 from __future__ import annotations
@@ -234,7 +236,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16, help="that post logs (16)")
     parser.add_argument("--chats", type=float, default=50, help="chats a second through the proxy (50)")
     parser.add_argument("--seconds", type=float, default=10, help="of each phase (10)")
-    parser.add_argument("--rounds", type=int, default=3, help="of one phase without and one with logs (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of a phase without, one elsewhere and one with (3)")
     parser.add_argument("--proxied", action="store_true", help="post to Helicone's host through the proxy")
     parser.add_argument("--no-pin", action="store_true", help="let every process run on all cores")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
@@ -256,11 +258,12 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> int:
     server_cores, others = split_cores(not options.no_pin)
     quiet: list[float] = []
+    elsewhere: list[float] = []
     loaded: list[float] = []
     posts: list[float] = []
     accepted: list[str] = []
     offered, chat_failures, cpu_quiet, cpu_loaded, span = 0, 0, 0.0, 0.0, 0.0
-    rounds = []
+    rounds: list[list[float]] = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         _, (target,) = stack.enter_context(process(others, __file__, "--role", "upstream"))
@@ -271,6 +274,7 @@ def measure(options: argparse.Namespace) -> int:
         chat = ("chats", proxy, trust, options.chats)
         door = (proxy, trust) if options.proxied else (api, "")
         log = ("logs", *door, options.connections, options.rate)
+        away = ("logs", target, "", options.connections, options.rate)
         result(role(others, *chat, 2))
         accepted += result(role(others, *log, 1))["ids"]
         for number in range(options.rounds):
@@ -279,6 +283,9 @@ def measure(options: argparse.Namespace) -> int:
             cpu_quiet += cpu_seconds(server.pid) - before
             quiet += told["took"]
             chat_failures += told["offered"] - len(told["ids"])
+            running = role(others, *chat, options.seconds), role(others, *away, options.seconds)
+            elsewhere += result(running[0])["took"]
+            result(running[1])
             before = cpu_seconds(server.pid)
             running = role(others, *chat, options.seconds), role(others, *log, options.seconds)
             told, logged = result(running[0]), result(running[1])
@@ -290,9 +297,14 @@ def measure(options: argparse.Namespace) -> int:
             offered += logged["offered"]
             accepted += logged["ids"]
             span += logged["seconds"]
-            p99 = percentile(quiet[-len(told["took"]) :], 0.99), percentile(told["took"], 0.99)
-            rounds.append(p99[1] / p99[0] - 1)
-            print(f"round {number + 1}: chats' p99 {p99[0]:.2f} ms without logs, {p99[1]:.2f} ms with", flush=True)
+            count = len(told["took"])
+            p99 = [percentile(phase[-count:], 0.99) for phase in (quiet, elsewhere, loaded)]
+            rounds.append(p99)
+            print(
+                f"round {number + 1}: chats' p99 {p99[0]:.2f} ms without logs, {p99[1]:.2f} ms with them elsewhere, "
+                f"{p99[2]:.2f} ms with them",
+                flush=True,
+            )
         lost = missing(Path(folder), accepted)
     done = len(posts)
     print(f"logs offered {offered:,} ({options.rate:.0f}/s on {options.connections} connections), answered {done:,}")
@@ -300,9 +312,15 @@ def measure(options: argparse.Namespace) -> int:
     print(f"sustained {done / span:.0f}/s; an accepted post: p50 {statistics.median(posts):.2f} ms, ", end="")
     print(f"p99 {percentile(posts, 0.99):.2f} ms; CPU {(cpu_loaded - cpu_quiet) / done * 1000:.3f} ms a log")
     for share in (0.5, 0.9, 0.99):
-        a, b = percentile(quiet, share), percentile(loaded, share)
-        print(f"chats' p{share * 100:.0f}: {a:.2f} ms without logs, {b:.2f} ms with ({b / a - 1:+.0%})")
-    print(f"chats' p99, median of the rounds: {statistics.median(rounds):+.0%}; failed chats: {chat_failures}")
+        a, b, c = (percentile(phase, share) for phase in (quiet, elsewhere, loaded))
+        print(
+            f"chats' p{share * 100:.0f}: {a:.2f} ms without logs, {b:.2f} ms with them elsewhere ({b / a - 1:+.0%}), ",
+            end="",
+        )
+        print(f"{c:.2f} ms with them ({c / a - 1:+.0%}; {c / b - 1:+.0%} beside the same clients)")
+    print(f"chats' p99, median of the rounds: {statistics.median(c / a - 1 for a, _, c in rounds):+.0%}, ", end="")
+    print(f"{statistics.median(c / b - 1 for _, b, c in rounds):+.0%} beside the same clients; ", end="")
+    print(f"failed chats: {chat_failures}")
     return 1 if lost or done < offered or chat_failures else 0
 
 
