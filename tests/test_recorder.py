@@ -51,9 +51,7 @@ def exchange(key: str, **fields: Any) -> Exchange:
 
 def answered(key: str, **fields: Any) -> Exchange:
     body = fields.pop("body", ANSWER)
-    return exchange(
-        key, status=200, response_headers=JSON, chunks=[body], pending=len(body), size_response=len(body), **fields
-    )
+    return exchange(key, status=200, response_headers=JSON, chunks=[body], size_response=len(body), **fields)
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ class Recorder:
 
     def finish(self, exchange: Exchange) -> None:
         """Take an exchange that is over; its row is written within `BATCH_SECONDS`."""
-        size = exchange.pending + len(exchange.request_body or b"")
+        size = sum(map(len, exchange.chunks)) + len(exchange.request_body or b"")
         if self._pending_bytes + size > MAX_PENDING_BYTES:
             self.counters.lost_bodies += 1
             exchange.bodies_lost = True
