@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -64,17 +64,20 @@ class Backoff:
     def __init__(self, directives: RetryDirectives, rng: Rng) -> None:
         self._directives = directives
         self._rng = rng
-        self._delays = iter(delays_ms(directives, rng))
+        self._delays: Iterator[int] | None = None
+        """Made at the first failure: most calls have none."""
         self.waited_s = 0.0
 
     def next_target(self) -> None:
         """Start counting again for the next fallback; what has been waited still counts."""
-        self._delays = iter(delays_ms(self._directives, self._rng))
+        self._delays = None
 
     def next_delay(self, status: int | None, retry_after_s: float | None = None) -> float | None:
         """Seconds to wait before the next call after this outcome, or None: pass the outcome on."""
         if not should_retry(status):
             return None
+        if self._delays is None:
+            self._delays = iter(delays_ms(self._directives, self._rng))
         delay = next(self._delays, None)
         left = MAX_WAIT_S - self.waited_s
         if delay is None or left <= 0:
