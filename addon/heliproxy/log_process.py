@@ -75,7 +75,7 @@ RECEIVE = 256 * 1024
 class Rows(Recorder):
     """A recorder without a thread: makes rows of exchanges when it is told to."""
 
-    def open(self) -> None:
+    def get_ready(self) -> None:
         """Open the database and load the prices. Raises what opening it does."""
         self.writer = self._open_writer()
         self.writer.be_patient(SHARED_BUSY_SECONDS)
@@ -398,7 +398,7 @@ def main(control: str, ring: str) -> None:
     folder, token, idle_seconds = hello.values
     home = Path(folder)
     rows = Rows(Store(home / DATABASE_NAME).writer, partial(_pricing, home))
-    rows.open()
+    rows.get_ready()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         """Never called: of the guard only its judgement is asked."""

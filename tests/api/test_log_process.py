@@ -303,7 +303,7 @@ class Inside:
         self.file = new_file(size)
         self.now = 0.0
         rows = Rows(Store(home / "heliproxy.db").writer, lambda: Pricing(prices, estimate, b"s" * 32))
-        rows.open()
+        rows.get_ready()
 
         async def app(*_: Any) -> None: ...
 
