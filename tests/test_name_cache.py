@@ -102,8 +102,9 @@ def test_what_is_given_can_be_changed_without_harm(system: System) -> None:
     assert system.ask() == "192.0.2.1"
 
 
-def test_no_more_are_remembered_than_a_number(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_are_remembered_than_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(name_cache, "CAPACITY", 2)
+    system = System()
     for port in (1, 2, 3):
         system.ask(port=port)
     system.ask(port=3)

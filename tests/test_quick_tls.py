@@ -173,9 +173,10 @@ def test_each_leaf_is_kept_and_its_connections_share_what_is_prepared(ours: Side
 
 def test_no_more_leaves_are_kept_than_mitmproxy_keeps(ours: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick_tls, "CAPACITY", 3)
+    assert isinstance(ours.addon, QuickTlsConfig)
+    ours.addon.start()
     for number in range(5):
         start(ours, opened(sni=f"h{number}.openai.com"))
-    assert isinstance(ours.addon, QuickTlsConfig)
     assert [leaf[0] for leaf in ours.addon._contexts] == [f"h{n}.openai.com" for n in (2, 3, 4)]
 
 

@@ -217,6 +217,7 @@ def test_nothing_is_sent_ahead_of_the_handshake(ends: Ends) -> None:
 
 def test_no_more_are_kept_than_a_number(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls_sessions, "CAPACITY", 3)
+    ends.sessions = Sessions(lambda: ends.now)
     for port in range(5):
         ends.connect(address=("api.example", port))
     assert len(ends.sessions) == 3

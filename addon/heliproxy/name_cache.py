@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cachetools import TTLCache
+
 from heliproxy.reach import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ class NameCache:
     name = "heliproxy_names"
 
     def __init__(self, ask: Ask, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask, self._clock = ask, clock
-        self._known: dict[_Question, tuple[float, Answer]] = {}
+        self._ask = ask
+        self._known: TTLCache[_Question, Answer] = TTLCache(CAPACITY, SECONDS, timer=clock)
 
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
@@ -49,14 +51,10 @@ class NameCache:
             return list(found)
         question = (host, port, family, type, proto, flags)
         known = self._known.get(question)
-        if known is not None and self._clock() < known[0]:
-            return list(known[1])
-        found = await self._ask(host, port, family=family, type=type, proto=proto, flags=flags)
-        self._known.pop(question, None)
-        if len(self._known) >= CAPACITY:
-            del self._known[next(iter(self._known))]
-        self._known[question] = (self._clock() + SECONDS, found)
-        return list(found)
+        if known is None:
+            known = await self._ask(host, port, family=family, type=type, proto=proto, flags=flags)
+            self._known[question] = known
+        return list(known)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         address = data.server.address
@@ -65,7 +63,7 @@ class NameCache:
 
     def forget(self, host: str) -> None:
         for question in [question for question in self._known if question[0] == host]:
-            del self._known[question]
+            self._known.pop(question, None)
 
 
 def use(addons: Any) -> None:

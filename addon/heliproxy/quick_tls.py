@@ -11,6 +11,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+from cachetools import FIFOCache
 from mitmproxy import ctx
 from mitmproxy.connection import Client, Server
 from mitmproxy.net import tls as net_tls
@@ -41,17 +42,17 @@ class QuickTlsConfig(tlsconfig.TlsConfig):
 
     name = "tlsconfig"
     sessions: Sessions
-    _contexts: dict[Leaf, SSL.Context]
+    _contexts: FIFOCache[Leaf, SSL.Context]
     _plain: bool | None = None
     """Whether options ask for nothing that concerns single clients; None: to be looked up."""
     _http2: bool = True
 
     def start(self) -> None:
         self.sessions = Sessions()
-        self._contexts = {}
+        self._contexts = FIFOCache(CAPACITY)
 
     def configure(self, updated: Any) -> None:
-        self._contexts = {}
+        self._contexts.clear()
         self._plain = None
         super().configure(updated)  # type: ignore[no-untyped-call]
 
@@ -108,8 +109,6 @@ class QuickTlsConfig(tlsconfig.TlsConfig):
         made.use_privatekey(entry.privatekey)
         # Clients resume by tickets, which they keep; each context would keep 20,000 sessions of those that cannot.
         made.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        if len(self._contexts) >= CAPACITY:
-            del self._contexts[next(iter(self._contexts))]
         self._contexts[leaf] = made
         return made
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cachetools import FIFOCache
 from cryptography import x509
 from mitmproxy.connection import Server
 from OpenSSL import SSL
@@ -98,7 +99,7 @@ class Sessions:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._kept: dict[Way, Kept] = {}
+        self._kept: FIFOCache[Way, Kept] = FIFOCache(CAPACITY)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -140,9 +141,6 @@ class Sessions:
             expires = server.certificate_list[0].notafter.timestamp()
             until = min(self._clock() + LIFETIME, expires)
             kept = Kept(session, until, tuple(_Certificate(c.to_cryptography()) for c in server.certificate_list))
-        self._kept.pop(begun.way, None)
-        if len(self._kept) >= CAPACITY:
-            del self._kept[next(iter(self._kept))]
         self._kept[begun.way] = kept
 
     def drop(self, server: Server) -> None:
