@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heliproxy import log_ring, messages
+from heliproxy import log_ring, messages, own_process
 from heliproxy.log_ring import Ring
 from heliproxy.messages import ANSWER, ASK, BACK, BORED, CONNECTION, DONE, FLUSH, HELLO, READY, Message, packed
 
@@ -318,19 +318,16 @@ class Child:
 
     def _start(self) -> None:
         files = self._theirs.fileno(), self._file
-        # -P: our own modules (secrets.py, ...) must not stand in for the standard library's there.
-        command = [sys.executable, "-P", "-m", "heliproxy.log_process", *map(str, files)]
-        places = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]
         with self._lock:
             if self._ending:
                 raise OSError("ended before it was started")
             self.process = subprocess.Popen(
-                command,
+                own_process.command("log_process", *map(str, files)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=files,
                 process_group=0,  # Ctrl-C is the proxy's business, which says when to end
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+                env=own_process.environment(),
             )
         self._theirs.close()
         hello = str(self._owner.home), self._token, self._owner.idle_seconds

@@ -30,6 +30,7 @@ from heliproxy.api.logs import Posted, Read, answer_log, kept, load_posted
 from heliproxy.api.plain import answer_bytes, may_become_log, plain_log
 from heliproxy.exchange import Exchange
 from heliproxy.home import DATABASE_NAME
+from heliproxy.log_handover import IDLE_SECONDS
 from heliproxy.log_ring import Ring
 from heliproxy.messages import (
     ANSWER,
@@ -54,8 +55,6 @@ from heliproxy.secrets import install_secret
 from heliproxy.store import Store
 from heliproxy.tokens import estimate
 
-NICE = 10
-SLICE_NS = 100_000
 BATCH_ROWS = 250
 """At low priority a commit takes a while, in which the proxy's own must wait."""
 MANY_WAITING = 2_000
@@ -66,7 +65,6 @@ MAX_WAITING = 10_000
 """Past this they are refused."""
 READ_SECONDS = 0.002
 """How long logs are read before connections are looked at again."""
-IDLE_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 5.0
 """As uvicorn closes connections that bring nothing."""
 RECEIVE = 256 * 1024
@@ -389,7 +387,7 @@ class LogProcess:
 
 
 def main(control: str, ring: str) -> None:
-    stand_back(NICE, SLICE_NS)
+    stand_back()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="heliproxy: %(message)s")
     end = socket.socket(fileno=int(control))
     hello = receive(end)

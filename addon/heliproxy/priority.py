@@ -15,13 +15,13 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 """struct sched_attr, first version: size, policy, flags, nice, priority, runtime, deadline, period (sched(7))."""
 
 
-def stand_back(nice: int, slice_ns: int) -> None:
+def stand_back(nice: int = 10, slice_ns: int = 100_000) -> None:
     """Lower this process's priority, and let it run for so long at most before one that wakes up takes its core.
 
     Linux lets a program finish its slice, of some milliseconds, before another may have the core, whatever their
     priorities. Since 6.12 a program can ask for shorter slices. What cannot be had is left out.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # Windows has none
         nice = os.nice(nice)
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform == "linux" and number is not None:

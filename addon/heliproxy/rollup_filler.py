@@ -27,6 +27,7 @@ from typing import Any
 from heliproxy import migrations, rollups
 from heliproxy.distributions import pack, unpack
 from heliproxy.filters import Filters
+from heliproxy.priority import stand_back
 from heliproxy.queries_pages import seen_times
 from heliproxy.rollups import KINDS, LEFT_OUT, NAMED_KINDS, PROPERTY, Part, Range
 from heliproxy.tallies import NAMED_DIMENSIONS, Key, Tally, grouped_requests
@@ -101,8 +102,7 @@ def fill_all(path: Path, now: datetime, wanted: Callable[[], bool] = lambda: Tru
 
 def main(path: str, now: str) -> None:
     """Make all that is missing at `now`, seconds of the wall clock, until the process that asked for it is gone."""
-    with contextlib.suppress(AttributeError, OSError):  # Windows has none
-        os.nice(10)
+    stand_back()
     ended = threading.Event()
 
     def watch() -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from heliproxy import own_process
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +69,13 @@ class Filler:
         now = self._clock()
         if self._written() + SETTLED_SECONDS < self._looked:
             return  # all that can be summed up was there at the last look
-        # -P: our own modules (secrets.py, ...) must not stand in for the standard library's there.
-        command = [sys.executable, "-P", "-m", "heliproxy.rollup_filler", str(self._path), repr(now)]
-        places = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]
+        command = own_process.command("rollup_filler", str(self._path), repr(now))
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # its end tells the process that this one is gone
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+            env=own_process.environment(),
         )
         with self._process as process:
             if self._stop.is_set():
