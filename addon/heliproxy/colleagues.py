@@ -20,6 +20,8 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from heliproxy.facts import together as facts_of_all
+
 logger = logging.getLogger(__name__)
 
 SECONDS = 3.0
@@ -195,11 +197,8 @@ def together(own: Facts, others: Iterable[Mapping[str, Any]], count: int) -> Fac
 
 def _sums(each: Sequence[Facts]) -> Facts:
     """Numbers added up; of everything else the first that says something."""
-    found: Facts = {}
-    for name in dict.fromkeys(name for facts in each for name in facts if name not in NO_SUMS):
-        values = [facts[name] for facts in each if facts.get(name) is not None]
-        numbers = [value for value in values if isinstance(value, int | float)]
-        found[name] = sum(numbers) if numbers and len(numbers) == len(values) else next(iter(values), None)
+    names = dict.fromkeys(name for facts in each for name in facts if name not in NO_SUMS)
+    found = facts_of_all(names, each)
     away = [facts["away_since"] for facts in each if facts.get("away_since")]
     found["away_since"] = min(away, default=None)
     flushed = [bool(facts.get("flushed")) for facts in each]

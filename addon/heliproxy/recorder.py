@@ -22,6 +22,7 @@ from heliproxy.bodies import Body, stored
 from heliproxy.complaints import Complaints
 from heliproxy.courtesy import Courtesy
 from heliproxy.exchange import Exchange, Outcome
+from heliproxy.facts import together
 from heliproxy.record import Pricing, Sink, Twin, bare_record, build_record, open_record, twin_record, utc_text
 from heliproxy.store import Record, Writer
 from heliproxy.underway import Presence, mark_lost
@@ -319,7 +320,7 @@ class Recorder:
         away = writer.away_since if writer is not None else None
         if away is not None:
             facts["away_since"] = utc_text(away)
-        return facts if self.beside is None else _together(facts, self.beside.facts())
+        return facts if self.beside is None else together(facts, (facts, self.beside.facts()))
 
     def close(self, timeout: float = 30.0) -> None:
         """Write what is left and end the thread."""
@@ -614,15 +615,3 @@ class Recorder:
         self.counters.errors += 1
         self.counters.last_error = f"{type(error).__name__}: {error}"
         logger.warning("recording failed: %s", self.counters.last_error, exc_info=error)
-
-
-def _together(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """The facts of two recorders as one's: what counts is summed up, of the rest the first that is something."""
-
-    def one(name: str) -> Any:
-        mine, other = ours[name], others.get(name)
-        if isinstance(mine, int) and isinstance(other, int):
-            return mine + other
-        return mine if other is None else mine or other
-
-    return {name: one(name) for name in ours}
