@@ -13,6 +13,7 @@ import inspect
 import logging
 from asyncio import Lock, StreamReader
 from collections.abc import Callable, Coroutine
+from functools import cache
 from typing import Any
 
 from mitmproxy.connection import Connection
@@ -98,17 +99,11 @@ def problem() -> str | None:
     return None
 
 
-_used = False
-
-
+@cache
 def use() -> None:
     """Change how mitmproxy reads its connections in this process, once."""
-    global _used
-    if _used:
-        return
     reason = problem()
     if reason is not None:
         logger.debug("connections are read as mitmproxy does it: %s", reason)
         return
-    _used = True
     ConnectionHandler.handle_connection = _directly(ConnectionHandler.handle_connection)  # type: ignore[assignment, method-assign]

@@ -11,6 +11,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import h11
@@ -165,19 +166,13 @@ def problem() -> str | None:
     return None
 
 
-_used = False
-
-
+@cache
 def use() -> None:
     """Change mitmproxy's HTTP/1 for this process, once."""
-    global _used
-    if _used:
-        return
     reason = problem()
     if reason is not None:
         logger.warning("HTTP/1 trailers are not supported: %s", reason)
         return
-    _used = True
     _http1.Http1Connection.__init__ = _start(_http1.Http1Connection.__init__)  # type: ignore[method-assign]
     _http1.make_body_reader = _reader(_http1.make_body_reader)  # type: ignore[assignment]
     _http1.Http1Server.send = _answer(_http1.Http1Server.send)  # type: ignore[assignment,method-assign]
