@@ -68,7 +68,7 @@ from mitmproxy.proxy.layers.http._upstream_proxy import HttpUpstreamProxy
 from mitmproxy.proxy.layers.tcp import TCPLayer
 from mitmproxy.proxy.mode_specs import RegularMode
 
-from heliproxy.fast_layers import FlatLayer, fork
+from heliproxy.fast_layers import FlatLayer
 from heliproxy.fast_repeats import Repeating
 from heliproxy.long_bodies import BoundedStream
 
@@ -331,7 +331,7 @@ class RetryLayer(FlatLayer):
                 return
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
-        stream = self.streams[stream_id] = RetryStream(fork(self.context), stream_id)
+        stream = self.streams[stream_id] = RetryStream(self.context.fork(), stream_id)
         yield from self.event_to_child(stream, events.Start())
 
     def new_alias(self) -> int:
