@@ -1,6 +1,6 @@
 """Providers, models and their prices, as genai-prices publishes them in JSON.
 
-Our own few classes instead of the package's: importing that takes 0.3 s and 25 MiB, which a proxy that wants three
+Our own few classes instead of the package's: importing that takes 0.3 s and some 15 MiB, which a proxy that wants three
 prices should not pay. Everything read here is checked, for the file may be one that the user stored.
 """
 

@@ -1,8 +1,8 @@
 """The price table: genai-prices' data, found by provider and model.
 
 The data lies in the package as a file (`price_data/genai_prices.json`, made by `scripts/price_data.py`), so the proxy
-never imports genai-prices itself, which takes 0.3 s and 25 MiB. Only where a newer genai-prices is installed than the
-one that file was made from, the installed one counts and is imported.
+never imports genai-prices itself, which takes 0.3 s and some 15 MiB. Only where a newer genai-prices is installed than
+the one that file was made from, the installed one counts and is imported.
 """
 
 from __future__ import annotations
