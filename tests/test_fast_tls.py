@@ -11,6 +11,7 @@ from mitmproxy.certs import CertStore
 from OpenSSL import SSL
 
 from heliproxy import fast_tls
+from tls_rig import shake_hands
 
 SIZES = (1, 100, 16_384, 16_385, 70_000, 300_000)
 
@@ -36,14 +37,7 @@ def connected(certificate: Any) -> tuple[SSL.Connection, SSL.Connection]:
     server, client = SSL.Connection(here, None), SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
     server.set_accept_state()
     client.set_connect_state()
-    for _ in range(4):
-        for one, other in ((client, server), (server, client)):
-            try:
-                one.do_handshake()
-            except SSL.WantReadError:
-                pass
-            if data := fast_tls.outgoing(one):
-                other.bio_write(data)
+    shake_hands(client, server)
     return client, server
 
 

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,9 @@ def test_calls_under_way_that_cannot_be_told_are_an_error_and_no_end(recorder: R
     assert list(rows(path)) == ["a"]
 
 
-def test_bytes_that_wait_are_bounded_and_rows_are_kept(
-    recorder: Recorder, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 10_000)
+@contextmanager
+def held_up(recorder: Recorder) -> Iterator[None]:
+    """A recorder whose thread is kept from everything that is handed over meanwhile."""
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -162,12 +161,22 @@ def test_bytes_that_wait_are_bounded_and_rows_are_kept(
     holding = threading.Thread(target=recorder.call, args=(hold,))
     holding.start()
     assert held.wait(10)
-    for i in range(10):
-        recorder.finish(answered(f"{i}", body=b'{"padding": "' + b"x" * 3000 + b'"}'))
-    facts = recorder.facts()
-    assert (facts["waiting"], facts["waiting_bytes"] <= 10_000) == (10, True)
-    go_on.set()
-    holding.join()
+    try:
+        yield
+    finally:
+        go_on.set()
+        holding.join()
+
+
+def test_bytes_that_wait_are_bounded_and_rows_are_kept(
+    recorder: Recorder, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 10_000)
+    with held_up(recorder):
+        for i in range(10):
+            recorder.finish(answered(f"{i}", body=b'{"padding": "' + b"x" * 3000 + b'"}'))
+        facts = recorder.facts()
+        assert (facts["waiting"], facts["waiting_bytes"] <= 10_000) == (10, True)
     assert recorder.flushed()
     found = rows(path)
     lost = [row for row in found.values() if row["parse_error"]]
@@ -217,20 +226,10 @@ def test_rows_that_are_late_are_committed_together(recorder: Recorder, path: Pat
     """One commit each would make all that wait later still."""
     commits: list[int] = []
     recorder.listeners.append(lambda ids: commits.append(len(ids)))
-    held, go = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        held.set()
-        go.wait(10)
-
-    holder = threading.Thread(target=recorder.call, args=(hold,))
-    holder.start()
-    held.wait(10)
-    for n in range(200):
-        recorder.finish(answered(f"late-{n}"))
-    late = time.monotonic() + module.BATCH_SECONDS + 0.05
-    assert wait_for(lambda: time.monotonic() > late)
-    go.set()
-    holder.join()
+    with held_up(recorder):
+        for n in range(200):
+            recorder.finish(answered(f"late-{n}"))
+        late = time.monotonic() + module.BATCH_SECONDS + 0.05
+        assert wait_for(lambda: time.monotonic() > late)
     assert wait_for(lambda: sum(commits) == 200)
     assert len(commits) < 20

@@ -91,15 +91,17 @@ async def test_silence_within_a_body_held_back_is_a_504(proxies: Proxies, sides:
         await run.upstream.calls[0].gone.wait()
 
 
+async def slow(call: Call) -> None:
+    """Sends pieces that come in time, and takes longer for all of them than one may."""
+    await call.events()
+    for chunk in CHUNKS:
+        await asyncio.sleep(TIMEOUT / 2)
+        await call.send(chunk)
+    await call.end()
+
+
 @within(10)
 async def test_time_counts_from_byte_to_byte(proxies: Proxies, sides: Sides) -> None:
-    async def slow(call: Call) -> None:
-        await call.events()
-        for chunk in CHUNKS:
-            await asyncio.sleep(TIMEOUT / 2)
-            await call.send(chunk)
-        await call.end()
-
     async with product(proxies, sides, [slow], upstream_timeout=TIMEOUT) as run:
         answer = await run.post(chat_body(stream=True))
         assert answer.body == b"".join(CHUNKS)
@@ -215,13 +217,6 @@ async def test_calls_that_pass_unlogged_time_out_too(proxies: Proxies, sides: Si
 
 @within(10)
 async def test_a_file_that_comes_slowly_is_not_cut(proxies: Proxies, sides: Sides) -> None:
-    async def slow(call: Call) -> None:
-        await call.events()
-        for chunk in CHUNKS:
-            await asyncio.sleep(TIMEOUT / 2)
-            await call.send(chunk)
-        await call.end()
-
     async with product(proxies, sides, [slow], upstream_timeout=TIMEOUT) as run:
         answer = await run.post(b"{}", url=run.url.replace("chat/completions", "files"))
         assert answer.body == b"".join(CHUNKS)
