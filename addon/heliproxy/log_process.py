@@ -3,7 +3,9 @@
     python -m heliproxy.log_process CONTROL RING
 
 The proxy hands it connections that bring logs; from then on it reads, answers, prices and writes them, at a lower
-priority and without Python's lock in the way of the proxy's calls. One thread does it all, answers first. Each log is
+priority and without Python's lock in the way of the proxy's calls. One thread at a time does it all, answers first: an
+idle one (`idle_thread`) takes logs, which nobody notices, and the main thread commits, at a priority at which it does
+not keep the database from the proxy for long. Where the idle one starves, the main thread takes logs too. Each log is
 in the ring (`log_ring`) before it is answered and until it is committed. A connection that brings anything else goes
 back to the proxy with what it has brought. It ends when the proxy says so or is gone, and asks to after a while without
 logs.
@@ -30,6 +32,7 @@ from heliproxy.api.logs import Posted, Read, answer_log, kept, load_posted
 from heliproxy.api.plain import answer_bytes, may_become_log, plain_log
 from heliproxy.exchange import Exchange
 from heliproxy.home import DATABASE_NAME
+from heliproxy.idle_thread import IdleThread
 from heliproxy.log_handover import IDLE_SECONDS
 from heliproxy.log_ring import Ring
 from heliproxy.messages import (
@@ -65,6 +68,8 @@ MAX_WAITING = 10_000
 """Past this they are refused."""
 READ_SECONDS = 0.002
 """How long logs are read before connections are looked at again."""
+MAIN_SECONDS = 30.0
+"""How long the main thread takes logs once the idle one has starved."""
 KEEP_ALIVE_SECONDS = 5.0
 """As uvicorn closes connections that bring nothing."""
 RECEIVE = 256 * 1024
@@ -173,7 +178,12 @@ class Connection:
 
 
 class LogProcess:
-    """`clock`: monotonic seconds."""
+    """Takes logs, see above.
+
+    Args:
+        clock: monotonic seconds.
+        idle: takes logs as long as it can; None: the thread that runs this does it all.
+    """
 
     def __init__(
         self,
@@ -183,6 +193,7 @@ class LogProcess:
         guard: Guard,
         idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        idle: IdleThread | None = None,
     ) -> None:
         self.guard = guard
         self.clock = clock
@@ -190,6 +201,8 @@ class LogProcess:
         self._ring = ring
         self._rows = rows
         self._idle_seconds = idle_seconds
+        self._idle = idle
+        self._main_until = clock()
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
         self._waiting: deque[tuple[Read, int]] = deque()
@@ -211,11 +224,8 @@ class LogProcess:
         self._selector.register(self._control, selectors.EVENT_READ, self._hear)
         self._send(Message(READY))
         while not self._over:
-            for key, events in self._selector.select(self._patience()):
-                key.data(events)
-            self._go_on()
-            while self._is_behind and not self._over:
-                self._go_on()
+            self._have_logs_taken()
+            self._write()
         for connection in tuple(self._connections):
             self.give_back(connection)
         while self._waiting:
@@ -226,9 +236,24 @@ class LogProcess:
             assert self._rows.writer is not None
             self._rows.writer.close()
 
-    def _go_on(self) -> None:
-        self._read(self.clock() + READ_SECONDS)
-        self._look_after(self.clock())
+    def _have_logs_taken(self) -> None:
+        """Return when something is to be written, or it is over."""
+        if self._idle is None or self.clock() < self._main_until:
+            self._take_logs()
+        elif self._idle.run(partial(self._take_logs, self._idle.starves)):
+            self._main_until = self.clock() + MAIN_SECONDS
+
+    def _take_logs(self, starves: Callable[[], bool] = lambda: False) -> bool:
+        """Read and answer until something is to be written, or it is over; or True: until this thread `starves`."""
+        while not self._over and not self._is_due:
+            if not self._is_behind:
+                for key, events in self._selector.select(self._patience()):
+                    key.data(events)
+            self._read(self.clock() + READ_SECONDS)
+            self._look_after(self.clock())
+            if starves():
+                return True
+        return False
 
     @property
     def _is_behind(self) -> bool:
@@ -265,17 +290,29 @@ class LogProcess:
             if self.clock() > until:
                 return
 
-    def _look_after(self, now: float) -> None:
-        """Commit what is due, close connections that bring nothing, and say when there is nothing to do."""
+    @property
+    def _is_due(self) -> bool:
+        """Whether something is to be written."""
+        if self._flushes and self._flushes[0][1] <= self._done:
+            return True
+        if self._commit_at is None:
+            return False
+        return self._rows.unwritten >= BATCH_ROWS or self.clock() >= self._commit_at
+
+    def _write(self) -> None:
+        """Commit what is due."""
         while self._flushes and self._flushes[0][1] <= self._done:
             self._answer_flush(self._flushes.popleft()[0])
+        if self._is_due:
+            self._commit_at = None if self._rows.commit() else self.clock() + BATCH_SECONDS
+            self._settle()
+
+    def _look_after(self, now: float) -> None:
+        """Note when to commit, close connections that bring nothing, and say when there is nothing to do."""
         if not self._rows.unwritten:
             self._settle()
         elif self._commit_at is None:
             self._commit_at = now + BATCH_SECONDS
-        elif now >= self._commit_at or self._rows.unwritten >= BATCH_ROWS:
-            self._commit_at = None if self._rows.commit() else now + BATCH_SECONDS
-            self._settle()
         if now >= self._sweep_at:
             self._sweep_at = now + 1.0
             for connection in tuple(self._connections):
@@ -401,7 +438,11 @@ def main(control: str, ring: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         """Never called: of the guard only its judgement is asked."""
 
-    process = LogProcess(end, Ring(int(ring)), rows, Guard(app, lambda: token), idle_seconds)
+    try:
+        idle = IdleThread()
+    except OSError:
+        idle = None
+    process = LogProcess(end, Ring(int(ring)), rows, Guard(app, lambda: token), idle_seconds, idle=idle)
     signal.signal(signal.SIGTERM, lambda *_: process.stop())
     gc.collect()
     gc.freeze()

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ if sys.platform != "linux":
     pytest.skip("logs are read in the proxy's own process", allow_module_level=True)
 
 from api_rig import Port, Rig, log_body
-from heliproxy import log_handover, messages
+from heliproxy import log_handover, log_process, messages
 from heliproxy.api import logs
 from heliproxy.api.guard import Guard
+from heliproxy.exchange import Exchange
+from heliproxy.idle_thread import IdleThread
 from heliproxy.log_handover import LogHandover
 from heliproxy.log_process import LogProcess, Rows
 from heliproxy.log_ring import Ring, new_file
@@ -140,6 +142,8 @@ def test_a_flood_starts_it_and_it_takes_over(rig: Rig, beside: LogHandover, port
             answers.append(client.ask(post()))
         answers += [client.ask(post()) for _ in range(20)]
         assert os.getpriority(os.PRIO_PROCESS, beside.process or 0) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+        threads = [int(thread.name) for thread in Path(f"/proc/{beside.process}/task").iterdir()]
+        assert sorted(map(os.sched_getscheduler, threads)) == [os.SCHED_OTHER, os.SCHED_IDLE]
         assert {status for status, _, _ in answers} == {200}
         assert {tuple(headers) for _, headers, _ in answers} == {tuple(answers[0][1])}
         ids = {headers["helicone-id"] for _, headers, _ in answers}
@@ -210,6 +214,18 @@ def test_closing_writes_what_it_has(rig: Rig, beside: LogHandover, port: Port) -
         assert client.ask(post())[0] == 200  # its connections are ours again
     assert beside.process is None
     assert beside.start() is None
+
+
+def test_a_signal_ends_it_in_order(rig: Rig, beside: LogHandover, port: Port) -> None:
+    beside.start()
+    assert wait_for(lambda: beside.ready)
+    with closing(Client(port)) as client:
+        ids = {client.ask(post())[1]["helicone-id"] for _ in range(50)}
+        os.kill(beside.process or 0, signal.SIGTERM)
+        assert wait_for(lambda: beside.process is None)
+        assert set(stored(rig.home)) == ids
+        assert client.ask(post())[0] == 200
+    assert beside._not_before == 0.0  # it did not fail
 
 
 def test_it_is_ended_when_the_token_changes(rig: Rig, beside: LogHandover, port: Port) -> None:
@@ -295,19 +311,34 @@ def test_one_that_cannot_come_up_is_not_started_again_and_again(
 # -- the process itself, run here --------------------------------------------------------------------------------------
 
 
+class Watched(Rows):
+    """Notes at which policy logs are read, and committed."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.read_at: list[int] = []
+        self.committed_at: set[int] = set()
+        self.listeners.append(lambda _: self.committed_at.add(os.sched_getscheduler(0)))
+
+    def read(self, read: Callable[[], Iterable[Exchange]]) -> None:
+        self.read_at.append(os.sched_getscheduler(0))
+        super().read(read)
+
+
 class Inside:
     """The process's loop on a thread, with a clock that is ours."""
 
-    def __init__(self, home: Path, prices: Prices, size: int = 1 << 20) -> None:
+    def __init__(self, home: Path, prices: Prices, size: int = 1 << 20, idle: IdleThread | None = None) -> None:
         self.control, self.theirs = messages.pair()
         self.file = new_file(size)
         self.now = 0.0
-        rows = Rows(Store(home / "heliproxy.db").writer, lambda: Pricing(prices, estimate, b"s" * 32))
-        rows.get_ready()
+        self.rows = Watched(Store(home / "heliproxy.db").writer, lambda: Pricing(prices, estimate, b"s" * 32))
+        self.rows.get_ready()
 
         async def app(*_: Any) -> None: ...
 
-        self.process = LogProcess(self.theirs, Ring(self.file), rows, Guard(app, lambda: None), 60.0, lambda: self.now)
+        guard = Guard(app, lambda: None)
+        self.process = LogProcess(self.theirs, Ring(self.file), self.rows, guard, 60.0, lambda: self.now, idle)
         self.thread = threading.Thread(target=self.process.run)
         self.thread.start()
         assert self.hear() == Message(READY)
@@ -324,6 +355,12 @@ class Inside:
         messages.send(self.control, Message(CONNECTION, data, (its.fileno(),)))
         its.close()
         return ours
+
+    def flush(self) -> None:
+        """Return when all logs that were answered are committed."""
+        messages.send(self.control, messages.packed(messages.FLUSH, 1, b""))
+        while self.hear().kind != messages.FLUSH:
+            pass
 
     def close(self) -> None:
         if self.thread.is_alive():
@@ -411,3 +448,113 @@ def test_an_idle_connection_is_closed_as_everywhere(inside: Inside) -> None:
         inside.now = 6.0
         while client.recv(65536):
             pass
+
+
+# -- its two threads ---------------------------------------------------------------------------------------------------
+
+
+class Moody(IdleThread):
+    """Starves when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hungry = False
+        self.starves = lambda: self.hungry
+
+
+@pytest.fixture
+def idle() -> Moody:
+    return Moody()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, prices: Prices, idle: Moody) -> Iterator[Inside]:
+    """With two threads."""
+    found = Inside(tmp_path, prices, idle=idle)
+    yield found
+    found.close()
+
+
+def one_log(inside: Inside, client: socket.socket, data: bytes = b"") -> str:
+    """Post a log, and return the id it was given once it is committed."""
+    client.sendall(data or post())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\nok"):
+        answer += client.recv(65536)
+    inside.flush()
+    return answer.lower().split(b"helicone-id: ")[1].split(b"\r\n")[0].decode()
+
+
+def test_logs_are_taken_where_nobody_notices_and_committed_where_nobody_waits_for_it(
+    shared: Inside, tmp_path: Path
+) -> None:
+    with shared.give(b"") as client:
+        ids = [one_log(shared, client) for _ in range(3)]
+    assert sorted(stored(tmp_path)) == sorted(ids)
+    assert shared.rows.read_at == [os.SCHED_IDLE] * 3
+    assert shared.rows.committed_at == {os.SCHED_OTHER}
+
+
+def test_the_main_thread_takes_logs_for_a_while_when_the_idle_one_starves(
+    shared: Inside, idle: Moody, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_process, "MAIN_SECONDS", 3.0)
+    ids = []
+    with shared.give(b"") as client:
+        for now, hungry in ((0.0, False), (1.0, True), (2.0, True), (3.5, False), (5.5, False), (6.0, False)):
+            shared.now = now
+            idle.hungry = hungry
+            ids.append(one_log(shared, client))
+    # It sees that it starves after a step, and that the time is over after a commit: who has the log that is posted
+    # just then is not certain.
+    idly, openly = os.SCHED_IDLE, os.SCHED_OTHER
+    assert [shared.rows.read_at[number] for number in (0, 2, 3, 5)] == [idly, openly, openly, idly]
+    assert sorted(stored(tmp_path)) == sorted(ids)
+
+
+def test_nothing_is_lost_or_twice_when_it_starves_at_every_step(
+    shared: Inside, idle: Moody, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_process, "MAIN_SECONDS", 0.5)
+    idle.hungry = True
+    with shared.give(b"") as one, shared.give(b"") as other:
+        ids = []
+        for number in range(20):
+            shared.now += 1.0
+            ids += [one_log(shared, one)]
+            data = post()
+            piece = len(data) * number // 20
+            other.sendall(data[:piece])  # what one thread has begun, the other goes on with
+            ids += [one_log(shared, one), one_log(shared, other, data[piece:])]
+    assert sorted(stored(tmp_path)) == sorted(ids)
+    assert set(shared.rows.read_at) == {os.SCHED_IDLE, os.SCHED_OTHER}
+    assert (shared.rows.counters.rows, shared.rows.counters.lost_rows) == (60, 0)
+
+
+@pytest.mark.parametrize("hungry", [False, True], ids=["the idle thread", "the main thread"])
+@pytest.mark.parametrize("how", ["told to", "the proxy is gone", "a signal"])
+def test_it_ends_in_order_whichever_thread_takes_logs(
+    how: str, hungry: bool, shared: Inside, idle: Moody, tmp_path: Path
+) -> None:
+    idle.hungry = hungry
+    with shared.give(b"") as client:
+        ids = [one_log(shared, client)]
+        client.sendall(post() + b"GET")
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+        if how == "a signal":
+            shared.process.stop()
+            shared.now = 2.0
+            while shared.hear().kind != BORED:
+                pass
+        if how == "the proxy is gone":
+            shared.control.shutdown(socket.SHUT_RDWR)
+        else:
+            messages.send(shared.control, Message(END))
+        shared.thread.join(30)
+        assert not shared.thread.is_alive()
+    found = stored(tmp_path)
+    assert (len(found), found.count(ids[0])) == (2, 1)
+    assert shared.rows.read_at[1] == (os.SCHED_OTHER if hungry else os.SCHED_IDLE)
+    ring = Ring(shared.file)
+    assert ring.empty
+    ring.close()
