@@ -57,6 +57,22 @@ def test_the_loop_goes_first() -> None:
         courtesy.wait(LONG)  # the loop waits: at once
 
 
+def test_the_loop_goes_first_in_the_middle_of_some_work() -> None:
+    courtesy = Courtesy()
+    with busy_loop(courtesy) as done:
+        thread = threading.Thread(target=courtesy.pause, args=(LONG,))
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+        with courtesy.hurry():
+            thread.join(LONG)
+            courtesy.pause(LONG)
+        courtesy.pause(0.0)
+        courtesy.pause(0.01)
+        done.set()
+        courtesy.pause(LONG)
+
+
 def test_patience_ends() -> None:
     courtesy = Courtesy()
     with busy_loop(courtesy):

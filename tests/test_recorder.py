@@ -18,7 +18,7 @@ from heliproxy.addon import Heliproxy
 from heliproxy.directives import parse
 from heliproxy.exchange import Exchange
 from heliproxy.hosts import Route
-from heliproxy.record import Pricing, bare_record, open_record
+from heliproxy.record import Pricing, Sink, bare_record, open_record
 from heliproxy.recorder import Recorder
 from heliproxy.sockets import Socket
 from heliproxy.store import Store, open_reader
@@ -233,3 +233,31 @@ def test_rows_that_are_late_are_committed_together(recorder: Recorder, path: Pat
         assert wait_for(lambda: time.monotonic() > late)
     assert wait_for(lambda: sum(commits) == 200)
     assert len(commits) < 20
+
+
+@pytest.mark.parametrize(
+    ("data", "sizes"),
+    [
+        (b"", [0]),
+        (b"x" * 4096, [4096]),
+        (b"x" * 9000, [4096, 4096, 808]),
+        (b"data: x\n\n" * 1000, [4095, 4095, 810]),
+        (b"x" * 4094 + b"\n\nyy", [4096, 2]),
+        (b"\n\n" + b"x" * 5000, [2, 4096, 904]),
+    ],
+)
+def test_long_streams_are_read_in_pieces_of_whole_events(data: bytes, sizes: list[int]) -> None:
+    sink, fed, paused = Sink(exchange("one", response_headers=((b"content-type", b"text/event-stream"),))), [], []
+
+    class Parser:
+        def feed(self, piece: bytes) -> None:
+            fed.append(piece)
+
+        def result(self) -> Any:
+            raise AssertionError
+
+    sink.parser = Parser()
+    sink.feed([data], lambda: paused.append(len(fed)))
+    assert b"".join(fed) == data
+    assert [len(piece) for piece in fed] == sizes
+    assert paused == list(range(1, len(fed) + 1))

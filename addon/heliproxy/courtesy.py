@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+
+_yield = getattr(os, "sched_yield", partial(time.sleep, 0))
+"""Lets go of Python's lock, and where the system knows how, of the core, which the loop may need to take the lock."""
 
 
 class Courtesy:
@@ -65,6 +71,13 @@ class Courtesy:
         if not (self._idle or self._hurries):
             self._turn.acquire(timeout=seconds)
         self._waiting = False
+
+    def pause(self, seconds: float) -> None:
+        """As `wait`, for the middle of some work: a loop that has been woken since cannot say so without the lock."""
+        if self._hurries or seconds <= 0:
+            return
+        _yield()
+        self.wait(seconds)
 
     def rest(self, seconds: float) -> None:
         """Return when the time is over or somebody is in a hurry; called by the one thread."""

@@ -6,7 +6,7 @@ exchange -> decoded bodies -> what the format reads -> usage (reported or estima
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -51,6 +51,8 @@ STORED_LIMIT = 1024 * 1024
 """Bytes of one body that are kept."""
 STREAM_LIMIT = 256 * 1024 * 1024
 """Decoded bytes of one stream we read before giving up on it (hours of tokens; a bomb is stopped)."""
+PIECE = 4096
+"""Bytes of a stream that are read in one go; some tenths of a millisecond."""
 PLAUSIBLE_RATIO = 250
 """Decoded bytes for one encoded that a long body may have; event streams have about 20, bombs a thousand."""
 
@@ -89,6 +91,14 @@ class Twin:
     record: Record | None = None
 
 
+Pause = Callable[[], None]
+"""Called every few tenths of a millisecond by what takes longer, so that its thread can let others go first."""
+
+
+def no_pause() -> None:
+    """For a thread that nobody waits for."""
+
+
 class Sink:
     """Takes a streamed response piece by piece: keeps its head, feeds the format's parser with the rest."""
 
@@ -113,21 +123,21 @@ class Sink:
         self.broken: str | None = None
         self.raw: bytearray | None = bytearray() if exchange.keep_raw else None
 
-    def feed(self, chunks: list[bytes]) -> None:
+    def feed(self, chunks: list[bytes], pause: Pause = no_pause) -> None:
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         if self.raw is not None:
             self.raw += data
             if len(self.raw) > MAX_ENTRY_BYTES:
                 self.raw = None
         for decoded in self.decoder.pieces(data):
-            self._take(decoded)
+            self._take(decoded, pause)
             self.decoded += len(decoded)
             taken = self.decoder.taken
             if self.decoded > DECODE_LIMIT and self.decoded > PLAUSIBLE_RATIO * taken:
                 self.bomb = self.decoder.broken = self.truncated = True
                 self.broken = self.broken or f"{taken} bytes decode to more than {DECODE_LIMIT}"
 
-    def _take(self, decoded: bytes) -> None:
+    def _take(self, decoded: bytes, pause: Pause) -> None:
         limit = STORED_LIMIT if self.parser is not None else DECODE_LIMIT
         room = limit - len(self.head)
         if len(decoded) > room:
@@ -136,9 +146,23 @@ class Sink:
             self.head += decoded[:room]
         if self.parser is not None and self.broken is None:
             try:
-                self.parser.feed(decoded)
+                for piece in _pieces(decoded):
+                    self.parser.feed(piece)
+                    pause()
             except Exception as e:
                 self.broken = f"{type(e).__name__}: {e}"
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """The data in pieces of `PIECE` bytes at most, each with whole events where they fit into one."""
+    start = 0
+    while len(data) - start > PIECE:
+        end = data.rfind(b"\n\n", start, start + PIECE) + 2
+        if end < start + 2:
+            end = start + PIECE
+        yield data[start:end]
+        start = end
+    yield data[start:] if start else data
 
 
 def asked(exchange: Exchange, headers: Mapping[str, str] | None = None) -> Ask:
@@ -187,7 +211,7 @@ def utc_text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]:
+def build_record(exchange: Exchange, pricing: Pricing, pause: Pause = no_pause) -> tuple[Record, Outcome]:
     """Turn a finished exchange into what is stored of it, and into what after-the-fact policies need to know.
 
     A format that fails gives a record with `parse_error`; this function itself does not raise on any body.
@@ -196,7 +220,8 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
     response_headers = lower_headers(exchange.response_headers)
     ask = asked(exchange, request_headers)
     request = exchange.request_decoded
-    reply, response, parse_error, truncated = _read(exchange, response_headers)
+    reply, response, parse_error, truncated = _read(exchange, response_headers, pause)
+    pause()
     truncated = truncated or len(request) > STORED_LIMIT or exchange.size_request is not None
     status, error_type, error = _status(exchange, reply)
     hit = exchange.cache == "HIT"
@@ -229,11 +254,13 @@ def build_record(exchange: Exchange, pricing: Pricing) -> tuple[Record, Outcome]
         usage = reply.usage
     else:
         usage = _price(row, exchange, request, reply, pricing)
+    pause()
     row["warning"] = "; ".join(exchange.warnings) or None
     secrets = _secrets_of(exchange)
     _keep_out(secrets, row)
     if response and is_hidden(f"{reply.text}\n{reply.error or ''}", response, secrets):
         response = REDACTED.encode()
+    pause()
     body = _bodies(exchange, request, response, request_headers, response_headers, row, secrets)
     outcome = Outcome(
         status=status,
@@ -377,7 +404,9 @@ def _total(row: Mapping[str, Any]) -> float | None:
     return None if cost is None else cost + (row.get("fees_usd") or 0.0)
 
 
-def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Reply, bytes, str | None, bool]:
+def _read(
+    exchange: Exchange, response_headers: Mapping[str, str], pause: Pause = no_pause
+) -> tuple[Reply, bytes, str | None, bool]:
     """What the format makes of the response: (reply, decoded response, parse error, truncated)."""
     parse_error = exchange.parse_error
     if exchange.repeated:
@@ -388,7 +417,7 @@ def _read(exchange: Exchange, response_headers: Mapping[str, str]) -> tuple[Repl
     if sink is None:
         sink = exchange.sink = Sink(exchange, response_headers)
     if exchange.chunks:
-        sink.feed(exchange.chunks)
+        sink.feed(exchange.chunks, pause)
         exchange.chunks = []
     cut = sink.truncated and sink.parser is None
     response = bytes(sink.head[: STORED_LIMIT + 1]) if cut else bytes(sink.head)

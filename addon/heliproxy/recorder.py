@@ -37,13 +37,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.2
-"""A row waits at most this long before it is committed."""
+"""A row waits at most this long before it is committed, and as much longer as courtesy takes."""
 LEAST_SECONDS = 0.05
 """Between two commits, however late rows are: committing each by itself would make the next ones later still."""
-COURTESY_SECONDS = 0.1
-"""Of these, as many may pass before it is read; until then it waits for a moment in which the event loop does."""
+COURTESY_SECONDS = 0.5
+"""How much longer it may take while the event loop has no moment to spare: calls under way go first."""
+MUCH_WAITING = 4 * 1024 * 1024
+"""Bytes past which that is `LESS_COURTESY_SECONDS`, so that memory does not grow with it."""
+LESS_COURTESY_SECONDS = 0.1
 REST_SECONDS = 0.02
-"""Of these, as many may pass before it is looked at."""
+"""How long what was handed over may wait before it is looked at."""
 BATCH_ROWS = 500
 LOOK_SECONDS = 0.25
 """How often the calls under way are looked at; before the first time, a program that starts is left alone."""
@@ -178,6 +181,8 @@ class Recorder:
         """Gives all calls under way; asked on the recorder's thread, so that they cost the event loop nothing."""
         self.courtesy = Courtesy()
         self._worked = False
+        self._until = 0.0
+        """Until when what is being read can wait for the event loop."""
         self.beside: Beside | None = None
         """Takes logs in another process when they come in numbers."""
         self._complaints = Complaints(clock)
@@ -218,7 +223,7 @@ class Recorder:
         self._queue.put((exchange, chunks, size))
 
     def finish(self, exchange: Exchange) -> None:
-        """Take an exchange that is over; its row is written within `BATCH_SECONDS`."""
+        """Take an exchange that is over; its row is written within `BATCH_SECONDS` and `COURTESY_SECONDS`."""
         size = sum(map(len, exchange.chunks)) + len(exchange.request_body or b"")
         if self._pending_bytes + size > MAX_PENDING_BYTES:
             self.counters.lost_bodies += 1
@@ -404,15 +409,19 @@ class Recorder:
 
     def _wait_for_turn(self, item: Any) -> None:
         """Let the event loop go first, as long as what was handed over can wait."""
-        now = self._clock()
-        until = now
+        now = self._until = self._clock()
+        courtesy = COURTESY_SECONDS if self._pending_bytes < MUCH_WAITING else LESS_COURTESY_SECONDS
         if isinstance(item, Exchange):
-            until = item.handed_at + COURTESY_SECONDS
+            self._until = item.handed_at + courtesy
         elif isinstance(item, tuple):
-            until = now + COURTESY_SECONDS / 10
+            self._until = now + courtesy / 10
         if self._commit_at is not None:
-            until = min(until, self._commit_at)
-        self.courtesy.wait(until - now)
+            self._until = min(self._until, self._commit_at + courtesy)
+        self.courtesy.wait(self._until - now)
+
+    def _pause(self) -> None:
+        """The same in the middle of reading it."""
+        self.courtesy.pause(self._until - self._clock())
 
     def _patience(self) -> float:
         due = min(at for at in (self._look_at, self._commit_at, self._logs_at) if at is not None)
@@ -484,7 +493,7 @@ class Recorder:
                 self._pending_bytes -= size
                 if exchange.sink is None:
                     exchange.sink = Sink(exchange)
-                exchange.sink.feed(chunks)
+                exchange.sink.feed(chunks, self._pause)
             elif isinstance(item, Exchange):
                 self._pending_bytes -= item.handed
                 self._record(item)
@@ -552,7 +561,7 @@ class Recorder:
             if self._pricing is None:
                 self._pricing = self._load_pricing()
             if not exchange.bodies_lost:
-                return build_record(exchange, self._pricing)
+                return build_record(exchange, self._pricing, self._pause)
             reason = "not read: too much was waiting to be written"
         except Exception as e:
             self._failed(e)
