@@ -18,6 +18,7 @@ import pytest
 
 from fakes import Upstream, sse_answer
 from heliproxy import direct_read
+from heliproxy.fast_layers import Shortcut
 from running import running
 
 URL = "https://api.openai.com/v1/chat/completions"
@@ -68,6 +69,38 @@ def test_chunks_may_be_cut_anywhere(tmp_path: Path, longest: int, extension: byt
         rows = run.wait_rows(3)
     assert [(row["status"], row["size_response"]) for row in rows] == [(200, len(body))] * 3
     assert up.connections == 1
+
+
+def test_pieces_of_a_stream_do_not_pass_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+    take = Shortcut.take
+
+    def counted(self: Shortcut, data: bytes) -> tuple[bytes, bool]:
+        passed, done = take(self, data)
+        taken.append(done)
+        return passed, done
+
+    monkeypatch.setattr(Shortcut, "take", counted)
+    events = [b"data: %d\n\n" % number for number in range(40)]
+    go_on = [threading.Event() for _ in events]
+
+    def steps() -> Iterator[bytes]:
+        for event, gone in zip(events, go_on, strict=True):
+            yield event
+            assert gone.wait(20)
+
+    answer = sse_answer(steps())  # type: ignore[arg-type]
+    with Upstream(lambda _: answer) as up, running(tmp_path / "home", up) as run:
+        found = []
+        with run.client().stream("POST", URL, json=ASK) as response:
+            for piece, gone in zip(response.iter_raw(), go_on, strict=False):
+                found.append(piece)
+                gone.set()
+        assert found == events
+        # The first piece finds the way, and the end is for the layers.
+        assert taken.count(True) >= len(events) - 2
+        assert taken.count(False) <= 1
+        assert run.row()["size_response"] == len(b"".join(events))
 
 
 @pytest.mark.parametrize("tail", [b"zz\r\n", b"5\r\nab", b"5\r\nabcdeXX"], ids=["no size", "cut", "no end"])

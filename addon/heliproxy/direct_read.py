@@ -14,7 +14,7 @@ import logging
 from asyncio import Lock, StreamReader
 from collections.abc import Callable, Coroutine
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import events
@@ -26,6 +26,17 @@ HandleConnection = Callable[[ConnectionHandler, Connection], Coroutine[Any, Any,
 
 HIGH_WATER = 64 * 1024
 """asyncio's own mark: with more than this unsent, a writer is to be waited for."""
+
+SHORTCUT = "heliproxy_shortcut"
+"""Under this name an upstream's connection keeps its `Shortcut`, while it has one."""
+
+
+class Shortcut(Protocol):
+    """A way from an upstream's socket to the client's that leads past the layers (`fast_layers`)."""
+
+    def take(self, data: bytes) -> tuple[bytes, bool]:
+        """What is to be sent to the client, and whether that was all there is to do with what was received."""
+
 
 _writing: set[asyncio.Task[None]] = set()
 """Connections that are not read from until what they have caused to be written is on its way."""
@@ -42,6 +53,11 @@ def _feed(handler: ConnectionHandler, connection: Connection, reader: StreamRead
         if waiter is None or waiter.done() or buffer._buffer or lock._locked or lock._waiters or not data:
             wait(data)
             return
+        short = vars(connection).get(SHORTCUT)
+        if short is not None:
+            if _pass_on(handler, reader, short, data):
+                return
+            data = b""
         step = handler.server_event(events.DataReceived(connection, data))
         try:
             step.send(None)
@@ -56,6 +72,23 @@ def _feed(handler: ConnectionHandler, connection: Connection, reader: StreamRead
                 break
 
     buffer.feed_data = feed_data
+
+
+def _pass_on(handler: ConnectionHandler, reader: StreamReader, short: Shortcut, data: bytes) -> bool:
+    """Take the short way of a streamed body; False: there is something left for the layers."""
+    handler.timeout_watchdog.register_activity()
+    try:
+        passed, done = short.take(data)
+    except Exception:
+        handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
+        return True
+    client = handler.transports.get(handler.client)
+    writer: Any = client.writer if client is not None else None
+    if passed and writer is not None and not writer.is_closing():
+        writer.write(passed)
+        if writer.transport.get_write_buffer_size() > HIGH_WATER:
+            _pause(handler, reader)
+    return done
 
 
 def _pause(handler: ConnectionHandler, reader: StreamReader) -> None:

@@ -50,9 +50,10 @@ from mitmproxy.proxy.layers.modes import HttpProxy
 from mitmproxy.proxy.layers.tls import HTTP_ALPNS, ClientTLSLayer, ServerTLSLayer, TLSLayer
 from mitmproxy.proxy.tunnel import TunnelState
 
+from heliproxy.direct_read import SHORTCUT
 from heliproxy.dispatch import DirectDispatch
 from heliproxy.fast_repeats import Repeating
-from heliproxy.fast_tls import decrypt, encrypt, joined, outgoing
+from heliproxy.fast_tls import Read, decrypt, encrypt, joined, outgoing
 from heliproxy.passing import Passage, passage, reads_body
 
 ROOT = "heliproxy_root"
@@ -209,12 +210,49 @@ def choose(nextlayer: NextLayer, allowed: Callable[[str], object]) -> None:
 class _Wire:
     """The codec of one HTTP/1 connection, and the TLS below it if driving that is up to the HTTP layer."""
 
-    __slots__ = ("codec", "passage", "tls")
+    __slots__ = ("codec", "passage", "read", "tls")
 
     def __init__(self, codec: Http1Server | Http1Client, tls: ServerTLSLayer | None) -> None:
         self.codec = codec
         self.tls = tls
         self.passage: Passage | None = None
+        self.read: Read | None = None
+        """What was decrypted already, and is to be handled."""
+
+    def decrypted(self, data: bytes) -> Read:
+        """What has been received in plain text, as `decrypt` gives it."""
+        read, self.read = self.read, None
+        if read is not None:
+            return read
+        return (data, False, None) if self.tls is None else decrypt(self.tls.tls, data)
+
+
+class Shortcut:
+    """The way of a streamed body from an upstream's socket to the client's, while nothing else happens."""
+
+    __slots__ = ("_client", "_passage", "_wire")
+
+    def __init__(self, wire: _Wire, passage: Passage, client: TLSLayer | None) -> None:
+        self._wire = wire
+        self._passage = passage
+        self._client = client
+
+    def take(self, data: bytes) -> tuple[bytes, bool]:
+        """Take what was received: what is to be sent to the client, and whether that was all there is to do.
+
+        If not, the layers are to be told that nothing was received, and find what is left.
+        """
+        plain, ended, error = self._wire.decrypted(data)
+        passed = None if ended or error is not None else self._passage.take(plain)
+        if passed is None:
+            self._wire.read = plain, ended, error
+            return b"", False
+        rest = self._passage.leave()
+        if rest:
+            self._wire.read = rest, False, None
+        if passed and self._client is not None:
+            passed = encrypt(self._client.tls, passed)
+        return passed, not rest
 
 
 def _wire_of(top: Layer | None) -> _Wire | None:
@@ -234,10 +272,10 @@ def _wire_of(top: Layer | None) -> _Wire | None:
 
 
 def _receive(
-    tls: TLSLayer, data: bytes, on: Callable[[events.Event], Iterator[commands.Command]]
+    tls: TLSLayer, read: Read, on: Callable[[events.Event], Iterator[commands.Command]]
 ) -> CommandGenerator[None]:
-    """Decrypt what came for a TLS layer, answer what TLS itself wants answered, and hand the plain text on."""
-    plain, ended, error = decrypt(tls.tls, data)
+    """Answer what TLS itself wants answered after something was decrypted, and hand the plain text on."""
+    plain, ended, error = read
     if error is not None:
         yield commands.Log(error, WARNING)
     yield from _send_pending(tls)
@@ -260,6 +298,7 @@ class FlatLayer(HttpLayer):
 
     _wires: dict[Connection, _Wire] | None = None
     _tried_express: bool = False
+    express: Express | None = None
     repeating: Repeating | None = None
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
@@ -280,31 +319,38 @@ class FlatLayer(HttpLayer):
         if self.repeating is not None and type(wire.codec) is Http1Server:
             yield from self.repeating.handle(wire.codec, event)
         elif wire.tls is None:
+            if wire.read is not None:
+                event = events.DataReceived(event.connection, wire.decrypted(b"")[0])
             yield from self._read(wire, event)
         else:
-            yield from _receive(wire.tls, event.data, partial(self._read, wire))
+            yield from _receive(wire.tls, wire.decrypted(event.data), partial(self._read, wire))
 
     def _read(self, wire: _Wire, event: events.Event) -> CommandGenerator[None]:
         """Handle what a connection's HTTP/1 codec gets to see."""
         codec = wire.codec
+        assert isinstance(event, events.ConnectionEvent)
         if type(codec) is Http1Client and type(event) is events.DataReceived and reads_body(codec):
-            way = wire.passage or self._passage(wire, codec)
+            way = wire.passage or self._passage(wire, codec, event.connection)
             passed = way.take(event.data) if way is not None else None
-            if way is None or passed is None:
-                wire.passage = None
-            else:
-                if passed:
-                    yield commands.SendData(self.context.client, passed)
+            if passed:
+                yield commands.SendData(self.context.client, passed)
+            if passed is not None and way is not None:
                 if not way.rest:
                     return
                 event = events.DataReceived(event.connection, b"")
         yield from self._drive(codec, codec._handle_event(event))
+        if wire.passage is not None and not (type(codec) is Http1Client and reads_body(codec)):
+            wire.passage = None
+            setattr(event.connection, SHORTCUT, None)
 
-    def _passage(self, wire: _Wire, codec: Http1Client) -> Passage | None:
+    def _passage(self, wire: _Wire, codec: Http1Client, connection: Connection) -> Passage | None:
         assert codec.stream_id is not None
         client = self._wire(self.context.client)
-        wire.passage = passage(codec, self.streams.get(codec.stream_id), client.codec if client is not None else None)
-        return wire.passage
+        way = passage(codec, self.streams.get(codec.stream_id), client.codec if client is not None else None)
+        if way is not None and self.express is not None:
+            setattr(connection, SHORTCUT, Shortcut(wire, way, self.express.tls))
+        wire.passage = way
+        return way
 
     def event_to_child(self, child: Layer, event: events.Event) -> CommandGenerator[None]:
         return self._drive(child, child.handle_event(event))
@@ -430,7 +476,7 @@ class Express:
 
     def __init__(self, http: FlatLayer, tls: ClientTLSLayer | None, around: list[Layer]) -> None:
         self._http = http
-        self._tls = tls
+        self.tls = tls
         self._client = http.context.client
         self._long_way = partial(HttpProxy.handle_event, around[0])
         self._outer = [layer.command_sources for layer in around if isinstance(layer, HttpLayer)]
@@ -439,8 +485,8 @@ class Express:
         kind = type(event)
         if kind is events.DataReceived:
             assert isinstance(event, events.DataReceived)
-            if self._tls is not None and event.connection is self._client:
-                yield from _receive(self._tls, event.data, self._pass_in)
+            if self.tls is not None and event.connection is self._client:
+                yield from _receive(self.tls, decrypt(self.tls.tls, event.data), self._pass_in)
             else:
                 yield from self._pass_in(event)
         elif isinstance(event, events.CommandCompleted):
@@ -454,7 +500,7 @@ class Express:
             yield from self._long_way(event)
 
     def _pass_in(self, event: events.Event) -> CommandGenerator[None]:
-        tls = self._tls
+        tls = self.tls
         if tls is None:
             yield from self._http._handle_event(event)
             return
@@ -489,4 +535,5 @@ def _take_express(http: FlatLayer) -> None:
         assert isinstance(tls, ClientTLSLayer)
         if tls.tunnel_state is not TunnelState.OPEN or tls.conn is not tls.tunnel_connection:
             return
-    root.way = Express(http, tls, around).handle_event
+    http.express = Express(http, tls, around)
+    root.way = http.express.handle_event

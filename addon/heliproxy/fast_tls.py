@@ -20,13 +20,13 @@ _ffi: Any = getattr(SSL, "_ffi", None)
 
 def problem() -> str | None:
     """Why pyOpenSSL's parts cannot be used, or None if they can."""
-    for name in ("SSL_read", "SSL_get_error", "SSL_ERROR_WANT_READ", "BIO_read"):
+    for name in ("SSL_read", "SSL_write", "SSL_get_error", "SSL_ERROR_WANT_READ", "BIO_read", "BIO_write"):
         if not hasattr(_lib, name):
             return f"OpenSSL.SSL._lib has no {name}"
     if not callable(getattr(_ffi, "from_buffer", None)):
         return "OpenSSL.SSL._ffi is not as it was"
     probe = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
-    if not all(getattr(probe, name, None) for name in ("_ssl", "_from_ssl", "_raise_ssl_error")):
+    if not all(getattr(probe, name, None) for name in ("_ssl", "_from_ssl", "_into_ssl", "_raise_ssl_error")):
         return "OpenSSL.SSL.Connection is not as it was"
     return None
 
@@ -35,9 +35,14 @@ _buffer: Any = None if problem() else _ffi.new("char[]", RECORDS)
 """What is read into, by this process's one event loop; it is copied out at once."""
 
 
-def decrypt(connection: SSL.Connection, data: bytes) -> tuple[bytes, bool, str | None]:
+Read = tuple[bytes, bool, str | None]
+"""Plain text, whether the peer has ended the session, and an error of TLS."""
+
+
+def decrypt(connection: SSL.Connection, data: bytes) -> Read:
     """Plain text, whether the peer has ended the session, and an error of TLS."""
-    connection.bio_write(data)
+    if _buffer is None or _lib.BIO_write(connection._into_ssl, _ffi.from_buffer(data), len(data)) != len(data):
+        connection.bio_write(data)
     found: list[bytes] = []
     while True:
         try:
@@ -77,8 +82,14 @@ def outgoing(connection: SSL.Connection) -> bytes:
 
 def encrypt(connection: SSL.Connection, data: bytes) -> bytes:
     """What is to be sent for some plain text; nothing when the session is over, as in mitmproxy."""
+    sent = 0
     try:
-        connection.sendall(data)
+        if _buffer is not None and data:
+            sent = _lib.SSL_write(connection._ssl, _ffi.from_buffer(data), len(data))
+            if sent <= 0:
+                connection._raise_ssl_error(connection._ssl, sent)
+        if sent < len(data):
+            connection.sendall(data[sent:])
     except (SSL.ZeroReturnError, SSL.SysCallError):
         pass  # the other side may still be sending
     return outgoing(connection)

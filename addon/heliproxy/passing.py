@@ -51,6 +51,10 @@ class Passage:
             return b"".join(pieces)
         return b"".join([b"%x\r\n%b\r\n" % (len(one), one) for one in pieces])
 
+    def leave(self) -> bytes:
+        """Take out of the codec's buffer what has to be read in mitmproxy's way."""
+        return bytes(self._codec.buf.maybe_extract_at_most(len(self._codec.buf)) or b"") if self.rest else b""
+
     @property
     def rest(self) -> bool:
         """Whether there is something in the codec's buffer that has to be read in mitmproxy's way."""
