@@ -126,6 +126,24 @@ def test_environment_traps_are_failures_with_a_cure(environ, area):
     assert (bad.area, bool(bad.cure)) == (area, True)
 
 
+@pytest.mark.parametrize(
+    ("proxy", "saved", "told"),
+    [
+        ("", "{}", True),
+        ("http://company:3128", "{}", True),
+        ("http://127.0.0.1:PORT/", "{}", False),
+        ("http://127.0.0.1:PORT", '{"HTTPS_PROXY": null}', False),
+        ("http://127.0.0.1:1", '{"HTTPS_PROXY": null}', False),  # a shell of another heliproxy's
+    ],
+)
+def test_shell_that_does_not_go_through_the_running_proxy_is_told(proxy, saved, told):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        environ = {"HTTPS_PROXY": proxy.replace("PORT", str(port)), "HELIPROXY_SAVED": saved}
+        found = [f for f in doctor.proxy_settings(environ, port) if f.area == "session"]
+    assert [(f.level, f"heliproxy env --port {port}" in f.cure) for f in found] == [("skipped", True)] * told
+
+
 def test_ports_tell_ours_from_another_program(home):
     with Upstream(lambda _: Answer(404)) as other, ProxyThread(Settings(home=home, port=0, api_port=0)) as ours:
         assert ours.api_port is not None

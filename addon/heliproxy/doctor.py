@@ -260,7 +260,7 @@ def ports(port: int, api_port: int) -> Iterator[Finding]:
     """Whether both ports are free, or held by a heliproxy; and what that one has lost."""
     for area, number, option in (("proxy port", port, "--port"), ("API port", api_port, "--api-port")):
         if not is_listening(number):
-            yield Finding(area, "ok", f"{number} is free")
+            yield Finding(area, "ok", f"{number} is free: no heliproxy serves there")
             continue
         facts = health(number)
         if facts is None:
@@ -372,13 +372,23 @@ def proxy_settings(environ: Mapping[str, str], port: int) -> Iterator[Finding]:
     if environ.get("NODE_TLS_REJECT_UNAUTHORIZED") == "0":
         text = "NODE_TLS_REJECT_UNAUTHORIZED=0 turns off certificate checks in Node"
         yield Finding("trust", "warning", text, "unset NODE_TLS_REJECT_UNAUTHORIZED; heliproxy does not need it")
-    session = environ.get("HTTPS_PROXY", "") if before.get("HTTPS_PROXY") != environ.get("HTTPS_PROXY") else ""
-    if session.endswith(f":{port}") and not is_listening(port):
-        cure = 'heliproxy serve, or eval "$(heliproxy env --unset)"'
-        shown = session.rpartition("@")[2].removeprefix("http://")  # without a token
-        yield Finding(
-            "session", "failure", f"this shell sends its traffic to http://{shown}, where nothing listens", cure
-        )
+    yield from session(environ, before, port)
+
+
+def session(environ: Mapping[str, str], before: Mapping[str, str], port: int) -> Iterator[Finding]:
+    """Whether this shell's programs go through a proxy of ours; `before` is what it had before `heliproxy env`."""
+    named = environ.get("HTTPS_PROXY") or environ.get("https_proxy") or ""
+    ours = before.get("HTTPS_PROXY") != environ.get("HTTPS_PROXY")
+    if not is_listening(port):
+        if ours and named.endswith(f":{port}"):
+            cure = 'heliproxy serve, or eval "$(heliproxy env --unset)"'
+            shown = named.rpartition("@")[2].removeprefix("http://")  # without a token
+            text = f"this shell sends its traffic to http://{shown}, where nothing listens"
+            yield Finding("session", "failure", text, cure)
+    elif not ours and not named.rstrip("/").endswith(f":{port}"):
+        # No failure: a client with a base URL needs none of it. But it is the first reason for an empty log.
+        cure = f'eval "$(heliproxy env --port {port})", `heliproxy run`, or a base URL'
+        yield Finding("session", "skipped", "what is started in this shell does not go through the proxy", cure)
 
 
 def company_proxy(environ: Mapping[str, str], port: int) -> Iterator[Finding]:
