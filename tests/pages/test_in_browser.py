@@ -127,6 +127,29 @@ def test_line_of_one_value_is_drawn_as_a_point(browser: Any, tmp_path: Path) -> 
     assert coloured > 10
 
 
+def test_labels_of_small_amounts_fit_beside_the_plot(browser: Any, tmp_path: Path) -> None:
+    with ProxyThread(Settings(home=tmp_path / "home", port=0, api_port=0)) as proxy:
+        made = stored_time(datetime.now(UTC))
+        row = {"id": "hit", "created_at": made, "status": 200, "model": "m", "cache": "HIT", "saved_usd": 0.00021}
+        proxy.addon.recorder.put(Record(row))
+        proxy.flush()
+        context = browser.new_context(base_url=f"http://127.0.0.1:{proxy.api_port}")
+        page = context.new_page()
+        page.goto("/?range=7d")
+        chart = "[data-chart=chart-saved]"
+        page.wait_for_selector(f"{chart} canvas")
+        room = page.locator(f"{chart} .u-over").bounding_box()["x"] - page.locator(chart).bounding_box()["x"]
+        label = page.evaluate(
+            """() => {
+                const pen = document.createElement("canvas").getContext("2d");
+                pen.font = "11px system-ui";
+                return pen.measureText("$0.00015").width;
+            }"""
+        )
+        context.close()
+    assert label + 5 < room < 2 * label  # uPlot leaves 5 between label and plot
+
+
 def test_hostile_data_stays_text(tab: Any, proxy: ProxyThread) -> None:
     tab.set_viewport_size({"width": 400, "height": 900})
     for url in hostile_urls(proxy):

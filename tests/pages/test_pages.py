@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from heliproxy.api.pages import page_routes
 from heliproxy.api.pages.context import Pages
 from heliproxy.api.pages.render import audio_source, duration, image_source, money, share, tokens
+from heliproxy.api.pages.request import timing_text
 from heliproxy.home import DATABASE_NAME
 from heliproxy.reports_cli import costs
 from heliproxy.rounding import decimal_text
@@ -301,6 +302,18 @@ def test_request_page_shows_what_was_said_and_what_it_cost(client: TestClient, c
     assert "search_documents" in text
     assert "You are a careful assistant." in text
     assert "ANTHROPIC_API_KEY" in text
+
+
+@pytest.mark.parametrize(
+    ("ttft", "attempts", "text"),
+    [
+        (None, [], "Done after 24 ms."),
+        (None, [{}, {}], "Done after 24 ms, 2 attempts."),
+        (9.0, [], "First byte after 9.0 ms, done after 24 ms."),
+    ],
+)
+def test_timing_names_a_first_byte_only_of_streams(ttft: float | None, attempts: list[Any], text: str) -> None:
+    assert timing_text({"cache": None, "ttft_ms": ttft, "latency_ms": 24.0}, attempts) == text
 
 
 def test_request_json_has_row_and_bodies(client: TestClient, conn: Any) -> None:

@@ -171,7 +171,10 @@ def milliseconds(value: Any) -> float:
 def timing_text(row: Row, attempts: list[Row]) -> str:
     if row["cache"] == "HIT":
         return f"Answered from the cache in {duration(row['latency_ms'])}."
-    text = f"First byte after {duration(row['ttft_ms'])}, done after {duration(row['latency_ms'])}"
+    text = f"done after {duration(row['latency_ms'])}"
+    if row["ttft_ms"] is not None:
+        text = f"first byte after {duration(row['ttft_ms'])}, {text}"
+    text = text[0].upper() + text[1:]
     return f"{text}, {len(attempts)} attempts." if len(attempts) > 1 else f"{text}."
 
 

@@ -58,6 +58,9 @@
     });
   }
 
+  // Room for an axis' longest label: money of a few micro-dollars takes more than counts do.
+  const wide = (u, labels) => 12 + Math.max(42, 7 * Math.max(0, ...(labels ?? []).map((one) => one.length)));
+
   // A few values far apart make no line that could be seen: they are drawn as points too.
   const sparse = (values) => values.reduce((n, v) => n + (v != null), 0) < 4;
 
@@ -87,7 +90,7 @@
       scales: { x: { time: false, range: (u, min, max) => [min - 0.5, max + 0.5] }, y: { range: (u, min, max) => [0, max > 0 ? max * 1.08 : 1] } },
       axes: [
         { ...text, grid: { show: false }, size: spec.ticks[0]?.length > 3 ? 38 : 24, splits: () => [...shown.keys()], filter: (u, splits) => splits, values: (u, splits) => splits.map((s) => shown.get(s)) },
-        { ...text, grid, size: 54, space: 34, ...(spec.format === "count" && { incrs: WHOLE }), values: (u, splits) => splits.map(AXES[spec.format]) },
+        { ...text, grid, size: wide, space: 34, ...(spec.format === "count" && { incrs: WHOLE }), values: (u, splits) => splits.map(AXES[spec.format]) },
       ],
       series: [{}, ...order.map((i) => bars
         ? { fill: colours[i], stroke: colours[i], width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.78, 42], align: 0 }) }
