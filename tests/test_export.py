@@ -245,6 +245,16 @@ def test_bad_lines_are_left_out(tmp_path: Path) -> None:
     assert "1 request imported, 0 were there already, 5 lines left out" in result.stderr
 
 
+def test_import_of_a_file_of_another_kind_says_what_it_reads(tmp_path: Path) -> None:
+    file = tmp_path / "out.csv"
+    file.write_text("response_id,cost\na,0.1\n")
+    result = CliRunner().invoke(exports_cli.import_command, [str(file), "--home", str(tmp_path / "h")])
+    assert result.exit_code == 1
+    assert result.stderr.endswith(
+        "out.csv holds no exported requests: import reads what export writes as jsonl or json\n"
+    )
+
+
 @pytest.fixture
 def collector() -> Iterator[Any]:
     """An OTLP collector on loopback: its address and the exports it got; the first is answered 503."""

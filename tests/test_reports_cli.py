@@ -71,9 +71,21 @@ def test_costs_table_ends_with_total_and_says_what_is_unknown(logged: Path) -> N
     lines = run(costs).stdout.splitlines()
     titles = "model requests errors hits input output cached reasoning cost saved p50 p95 estimated unpriced"
     assert " ".join(lines[0].split()) == titles
-    assert [line.split()[0] for line in lines[1:]] == ["gpt-4o", "=odd", lines[3].split()[0], "total", "Cost", "Tokens"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        "gpt-4o",
+        "=odd",
+        lines[3].split()[0],
+        "total",
+        "Cost",
+        "`heliproxy",
+        "Tokens",
+    ]
     assert "unknown" in lines[2]
-    assert lines[-2:] == ["Cost unknown for 1 request: not in the sums.", "Tokens estimated for 1 request (33%)."]
+    assert lines[-3:] == [
+        "Cost unknown for 1 request: not in the sums.",
+        "`heliproxy prices check` lists models without a price.",
+        "Tokens estimated for 1 request (33%).",
+    ]
     assert "$0.00 " not in "\n".join(lines)
 
 

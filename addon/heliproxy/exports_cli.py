@@ -328,4 +328,6 @@ def import_command(file: TextIO, home: Path | None) -> None:
         writer.close()
     click.echo(f"{request_word(new)} imported, {old:,} were there already, {bad:,} lines left out", err=True)
     if bad and not new and not old:
-        raise click.ClickException(f"{file.name} holds no exported requests")
+        raise click.ClickException(
+            f"{file.name} holds no exported requests: import reads what export writes as jsonl or json"
+        )

@@ -164,6 +164,7 @@ def cost_notes(result: Costs) -> Iterator[str]:
         yield f"{result.groups - len(result.lines):,} more groups are in the total but not shown."
     if total.unpriced:
         yield f"Cost unknown for {report.request_word(total.unpriced)}: not in the sums."
+        yield "`heliproxy prices check` lists models without a price."
     if result.lost:
         yield f"Cost unknown also for {report.lost_words(result.lost)}."
     if result.approximate:

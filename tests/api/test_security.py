@@ -164,7 +164,9 @@ def test_unknown_paths_and_methods_are_json(rig: Rig) -> None:
     answer = rig.client.get("/v1/nope")
     assert answer.status_code == 404
     assert answer.json()["data"] is None
-    assert answer.json()["error"]["message"].startswith("there is no GET /v1/nope here")
+    assert answer.json()["error"]["message"].startswith(
+        "there is no GET /v1/nope here; the API's paths are in /openapi.json; on the proxy's port"
+    )
     answer = rig.client.get("/v1/session/query")
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"

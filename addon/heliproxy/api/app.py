@@ -63,7 +63,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 
 
-BASE_URLS = (
+WHERE_ELSE = (
+    "the API's paths are in /openapi.json; "
     "on the proxy's port, base URLs for SDKs are /oai/v1 for OpenAI, /anthropic for Anthropic, /groq/openai/v1 and so"
     " on, /gateway with Helicone-Target-URL for any other, /ai-gateway/v1, and /ollama/v1 for a model on this machine"
 )
@@ -154,7 +155,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         # Who comes here is an SDK with a wrong base URL more often than a client of the API.
-        message = f"there is no {request.method} {request.url.path[:200]} here; {BASE_URLS}"
+        message = f"there is no {request.method} {request.url.path[:200]} here; {WHERE_ELSE}"
         return JSONResponse({"data": None, **error_body(message, "not_found")}, 404)
     response = failure(error.detail, error.status_code)
     response.headers.update(error.headers or {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -17,9 +17,6 @@ from heliproxy.api.errors import ApiError, bad
 from heliproxy.api.fields import Fields
 from heliproxy.hosts import normal_host
 from heliproxy.store import FEEDBACK_SCORE, Writer
-
-if TYPE_CHECKING:
-    pass
 
 MAX_SCORES = 100
 MAX_NAME = 200
