@@ -48,6 +48,11 @@ def test_lines_that_are_all_different_have_a_bound(caplog: pytest.LogCaptureFixt
     assert len(caplog.messages) == MAX_LINES + 1
 
 
+def test_call_without_a_target_is_the_gateways(caplog: pytest.LogCaptureFixture) -> None:
+    Complaints().say("", 500, "Missing target base url")
+    assert caplog.messages == ["gateway: answered here with 500: Missing target base url"]
+
+
 def test_control_characters_and_secrets_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     Complaints().say("a\nb", 500, "at http://me:pass-word@10.0.0.1/?key=abcdefgh\r\nforged")
     (said,) = caplog.messages

@@ -42,9 +42,9 @@ class Complaints:
         self._left_out: dict[tuple[str, int, str], int] = {}
 
     def say(self, host: str, status: int, reason: str) -> None:
-        """Log one line, unless it was said within the last minute."""
+        """Log one line, unless it was said within the last minute. A gateway call that names no target has no host."""
         now = self._clock()
-        line = (one_line(host)[:MAX_TEXT], status, redact_text(one_line(reason))[:MAX_TEXT])
+        line = (one_line(host)[:MAX_TEXT] or "gateway", status, redact_text(one_line(reason))[:MAX_TEXT])
         said = self._said.get(line)
         if said is not None and now - said < AGAIN_SECONDS:
             self._left_out[line] = self._left_out.get(line, 0) + 1
