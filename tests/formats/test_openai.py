@@ -181,6 +181,18 @@ def test_usage_on_the_last_content_chunk_is_found_and_its_text_stays_in_order() 
     assert reply.preview == "abc"
 
 
+@pytest.mark.parametrize("at", range(20))
+def test_usage_anywhere_among_chunks_that_say_they_have_none_is_found(at: int) -> None:
+    chunks = [chunk(f"{i} ", usage=None) for i in range(20)]
+    chunks[at] = chunk("x ", usage={"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16})
+    parser = CHAT.stream("text/event-stream")
+    parser.feed(sse(*chunks))
+    reply = parser.result()
+    assert reply.usage is not None
+    assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.complete) == (7, 9, True)
+    assert reply.preview == "".join("x " if i == at else f"{i} " for i in range(20)).strip()
+
+
 def test_groq_reports_usage_under_its_own_name() -> None:
     usage = {"queue_time": 0.1, "prompt_tokens": 7, "completion_tokens": 1}
     reply = parse("openai_chat", sse(chunk("x"), chunk(finish="stop", x_groq={"id": "r", "usage": usage})))

@@ -131,6 +131,8 @@ def read_block(block: Json, output: Output, voice: Any) -> None:
 class MessageStream(StreamState):
     """message_start, content blocks, message_delta, message_stop; errors and pings anywhere."""
 
+    tells_of_many = True
+
     def __init__(self) -> None:
         super().__init__()
         self._usage: Json = {}

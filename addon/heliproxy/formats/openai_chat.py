@@ -84,15 +84,18 @@ def _key(index: Any) -> int:
     return index if isinstance(index, int) and not isinstance(index, bool) else 0
 
 
+_NO_USAGE = (b'"usage":null', b'"usage": null')
 _PLAIN_DELTA = frozenset(("content", "role"))
 
 
 class ChatStream(StreamState):
     """Chunks; usage comes in the last one, if at all, and must not be summed."""
 
+    tells_of_many = True
+
     def has_facts(self, data: bytes) -> bool:
         return (
-            (b'"usage"' in data and b'"usage":null' not in data and b'"usage": null' not in data)
+            (b'"usage"' in data and data.count(b'"usage"') > sum(map(data.count, _NO_USAGE)))
             or (b'"finish_reason":"' in data or b'"finish_reason": "' in data)
             or b'"error"' in data
         )

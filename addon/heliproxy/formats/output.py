@@ -16,6 +16,8 @@ PREVIEW_LIMIT = 500
 """Characters of a preview."""
 _VOICES = 64
 """Parallel outputs (n>1, several tool calls) told apart; later ones share the last."""
+_NAMES = (int, str, tuple)
+"""Of voices; an index that is no number counts as 0."""
 
 
 class Output:
@@ -39,7 +41,7 @@ class Output:
         """Text meant for the reader."""
         if isinstance(text, str) and text:
             self._keep(text, voice)
-            if not self.preview_full:
+            if self._answer_size < PREVIEW_LIMIT:
                 self._answer.append(text[: PREVIEW_LIMIT - self._answer_size])
                 self._answer_size += len(text)
 
@@ -75,11 +77,15 @@ class Output:
         room = TEXT_LIMIT - self._size
         if room <= 0 or not text:
             return
-        if not isinstance(voice, int | str | tuple):
+        if not isinstance(voice, _NAMES):
             voice = 0
-        if voice not in self._texts and len(self._texts) >= _VOICES:
-            voice = next(reversed(self._texts))
-        self._texts.setdefault(voice, []).append(text[:room])
+        pieces = self._texts.get(voice)
+        if pieces is None:
+            if len(self._texts) >= _VOICES:
+                pieces = self._texts[next(reversed(self._texts))]
+            else:
+                pieces = self._texts[voice] = []
+        pieces.append(text[:room])
         self._size += len(text)
 
     def compact(self) -> None:

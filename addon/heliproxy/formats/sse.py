@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 LINE_LIMIT = 32 * 1024 * 1024
 """Bytes of one event; a longer one is skipped."""
+_BOM = b"\xef\xbb\xbf"
 
 
-class Event(NamedTuple):
-    """One event: its name ("" when it has none) and its data."""
-
-    name: str
-    data: bytes
+Event = tuple[str, bytes]
+"""The name of an event ("" when it has none) and its data."""
 
 
 class Splitter(Protocol):
@@ -92,27 +90,32 @@ class SseSplitter:
 
     def feed(self, data: bytes) -> list[Event]:
         events: list[Event] = []
-        if not (self._start or self._data or self._name) and self._lines.idle and b"\r" not in data:
+        idle = self._lines.idle
+        if self._start and idle and data[:1] not in (b"", _BOM[:1]):
+            self._start = False
+        if not (self._start or self._data or self._name) and idle and b"\r" not in data:
             # Between events, which is where most pieces begin: whole events are cut out without looking at lines.
             blocks = data.split(b"\n\n")
             data = blocks.pop()
+            limit = self._limit
             for block in blocks:
-                self._block(block, events)
+                if block.startswith(b"data: ") and b"\n" not in block and len(block) <= limit:
+                    events.append(("", block[6:]))
+                else:
+                    self._block(block, events)
         lines = self._lines.feed(data)
         if lines and self._start:
             self._start = False
-            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+            lines[0] = lines[0].removeprefix(_BOM)
         self._take(lines, events)
         return events
 
     def _block(self, block: bytes, events: list[Event]) -> None:
         """One event without its last two line ends."""
-        name = b""
-        data = block
-        if block.startswith(b"event: "):
-            name, _, data = block.partition(b"\n")
-        if data.startswith(b"data: ") and b"\n" not in data and len(data) <= self._limit:
-            events.append(Event(name[7:207].strip().decode("utf-8", "replace"), data[6:]))
+        name, _, data = block.partition(b"\n")
+        plain = name.startswith(b"event: ") and data.startswith(b"data: ")
+        if plain and b"\n" not in data and len(data) <= self._limit:
+            events.append((name[7:207].strip().decode("utf-8", "replace"), data[6:]))
         else:
             self._take([*block.split(b"\n"), b""], events)
 
@@ -137,7 +140,7 @@ class SseSplitter:
 
     def _event(self) -> Event:
         data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-        event = Event(self._name, data)
+        event = self._name, data
         self._data = []
         self._size = 0
         self._name = ""
@@ -150,8 +153,8 @@ class SseSplitter:
         if rest.startswith(b"data:") and rest[5:].strip():
             data.append(rest[5:].strip())
         # A line that was cut may be half an event: both readings are offered, the complete one first.
-        whole = [Event(name, b"\n".join(self._data))] if self._data and len(data) > len(self._data) else []
-        return whole + ([Event(name, b"\n".join(data))] if data else [])
+        whole = [(name, b"\n".join(self._data))] if self._data and len(data) > len(self._data) else []
+        return whole + ([(name, b"\n".join(data))] if data else [])
 
 
 class LineSplitter:
@@ -163,11 +166,11 @@ class LineSplitter:
         self._lines = _Lines(limit)
 
     def feed(self, data: bytes) -> list[Event]:
-        return [Event("", line) for line in map(_bare, self._lines.feed(data)) if line]
+        return [("", line) for line in map(_bare, self._lines.feed(data)) if line]
 
     def tail(self) -> list[Event]:
         rest = _bare(self._lines.rest())
-        return [Event("", rest)] if rest else []
+        return [("", rest)] if rest else []
 
 
 def _bare(line: bytes) -> bytes:
