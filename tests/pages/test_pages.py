@@ -241,6 +241,23 @@ def small_log(home: Path, *rows: dict[str, Any]) -> TestClient:
     return TestClient(Starlette(routes=page_routes(Pages(home, now=lambda: NOW, zone=UTC))))
 
 
+@pytest.mark.parametrize(
+    ("reported", "shown"),
+    [
+        ({}, "–"),
+        ({"input_tokens": 0}, "0"),
+        ({"output_tokens": 7}, "7"),
+        ({"input_tokens": 5, "output_tokens": 7}, "12"),
+    ],
+)
+def test_overview_has_a_dash_for_tokens_that_nobody_reported(
+    tmp_path: Path, reported: dict[str, int], shown: str
+) -> None:
+    client = small_log(tmp_path, {"created_at": "2026-11-20T14:00:00.000Z", "status": 502, **reported})
+    models = client.get("/?range=7d").text.partition('aria-label="Models"')[2]
+    assert re.findall(r'<td class="n optional">([^<]*)</td>', models)[0] == shown
+
+
 def test_seven_days_are_drawn_by_day_whatever_was_logged(tmp_path: Path) -> None:
     client = small_log(tmp_path, {"created_at": "2026-11-20T14:00:00.000Z", "status": 200})
     plot = chart(client.get("/?range=7d").text, "requests")
