@@ -23,7 +23,17 @@ from heliproxy.complaints import Complaints
 from heliproxy.courtesy import Courtesy
 from heliproxy.exchange import Exchange, Outcome
 from heliproxy.facts import together
-from heliproxy.record import Pricing, Sink, Twin, bare_record, build_record, open_record, twin_record, utc_text
+from heliproxy.record import (
+    Pricing,
+    Sink,
+    Twin,
+    bare_record,
+    build_record,
+    no_pause,
+    open_record,
+    twin_record,
+    utc_text,
+)
 from heliproxy.store import Record, Writer
 from heliproxy.underway import Presence, mark_lost
 
@@ -45,6 +55,8 @@ COURTESY_SECONDS = 0.5
 MUCH_WAITING = 4 * 1024 * 1024
 """Bytes past which that is `LESS_COURTESY_SECONDS`, so that memory does not grow with it."""
 LESS_COURTESY_SECONDS = 0.1
+LONG = 8 * 1024
+"""Bytes of a call past which it is not read in one go: pauses are dear, and half a millisecond may pass without one."""
 REST_SECONDS = 0.02
 """How long what was handed over may wait before it is looked at."""
 BATCH_ROWS = 500
@@ -451,6 +463,7 @@ class Recorder:
             for exchange in live:
                 if exchange.started < since and exchange not in self._opened:
                     self._open(exchange)
+                    self.courtesy.pause(now + LESS_COURTESY_SECONDS - self._clock())
             if now >= self._sweep_at and self.writer.away_since is None:
                 self._sweep_at = now + SWEEP_SECONDS
                 self.counters.lost_calls += self.writer.run(self._mark_lost)
@@ -561,7 +574,7 @@ class Recorder:
             if self._pricing is None:
                 self._pricing = self._load_pricing()
             if not exchange.bodies_lost:
-                return build_record(exchange, self._pricing, self._pause)
+                return build_record(exchange, self._pricing, self._pause if exchange.handed > LONG else no_pause)
             reason = "not read: too much was waiting to be written"
         except Exception as e:
             self._failed(e)
