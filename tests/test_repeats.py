@@ -456,6 +456,15 @@ class Watcher:
         self.seen.append(flow.id)
 
 
+def test_nothing_is_looked_at_before_a_call_asks_for_the_cache(tmp_path: Path) -> None:
+    with set_up(tmp_path / "home") as setting:
+        wire = setting.wire()
+        wire.ask(*request(headers={"Helicone-Retry-Enabled": "true"}))
+        assert not setting.addon.repeats.wanted
+        wire.ask(*request())
+        assert setting.addon.repeats.wanted
+
+
 def test_other_addons_see_every_flow(tmp_path: Path) -> None:
     with set_up(tmp_path / "home") as setting:
         head, body = request()

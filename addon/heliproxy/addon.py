@@ -506,13 +506,13 @@ class Heliproxy:
         answer = refusal(exchange.directives) or destination.answer
         if answer is not None or self.services is None:
             return answer, True
+        if exchange.directives.cache.wanted and self.repeats is not None:
+            self.repeats.wanted = True
         if destination.kind != "provider":
             return None, False
         gates = self.services.gates
         if gates.idle(exchange):
             return None, True
-        if self.repeats is not None:
-            self.repeats.wanted = True
         hit = gates.hit_at_once(exchange, flows.FlowCall(flow.request))
         return hit, hit is not None
 

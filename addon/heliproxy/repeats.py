@@ -90,7 +90,7 @@ class Repeats:
         """Calls answered on the short way."""
         self.noted: Noted | None = None
         self.wanted = False
-        """Whether any call has asked for a policy, such as the cache: until then nothing is looked at."""
+        """Whether any call has asked for the cache: until then nothing is looked at."""
 
     def forget(self) -> None:
         """Forget everything, for what requests mean may have changed."""
