@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heliproxy.policies import sigv4
 from heliproxy.policies.answers import Answer, DirectiveError, exception_answer, one_line, text_answer
@@ -149,6 +149,7 @@ class Directives:
 
 
 _NO_PROPERTIES: Mapping[str, str] = MappingProxyType({})
+_NO_CACHE, _NO_PROMPT, _NO_RETRY = CacheDirectives(), PromptDirectives(), RetryDirectives()
 NONE = Directives()
 """What a request without any Helicone header asks for."""
 
@@ -295,7 +296,7 @@ class _Reader:
         self.error: Answer | None = None
 
     def read(self) -> Directives:
-        get = self.text
+        # In this order, which is that of the warnings.
         auth_value, in_authorization = self.auth()
         cache, prompt = self.cache(), self.prompt()
         return Directives(
@@ -303,39 +304,40 @@ class _Reader:
             auth_value=auth_value,
             auth_in_authorization=in_authorization,
             request_id=self.request_id(),
-            user_id=get("helicone-user-id"),
             properties=self.properties(cache),
-            session_id=get("helicone-session-id"),
-            session_path=get("helicone-session-path"),
-            session_name=get("helicone-session-name"),
             prompt=prompt,
             cache=cache,
-            rate_limit_policy=get("helicone-ratelimit-policy"),
             retry=self.retry(),
             fallbacks=self.fallbacks(),
-            target_url=get("helicone-target-url"),
-            openai_api_base=get("helicone-openai-api-base"),
-            model_override=get("helicone-model-override"),
-            omit_request=self.exact("helicone-omit-request"),
-            omit_response=self.exact("helicone-omit-response"),
-            stream_usage=self.exact("helicone-stream-usage"),
-            stream_force_format=self.exact("helicone-stream-force-format"),
-            token_limit_handler=self.token_limit_handler(),
-            moderations=self.exact("helicone-moderations-enabled"),
-            security=self.anycase("helicone-llm-security-enabled") or self.anycase("helicone-prompt-security-enabled"),
-            security_advanced=self.anycase("helicone-llm-security-advanced"),
-            increase_timeout=self.exact("helicone-increase-timeout"),
-            webhook=self.exact("helicone-webhook-enabled"),
-            gateway_body_mapping=self.gateway_body_mapping(),
-            experiment_id=get("helicone-experiment-id"),
-            node_id=get("helicone-node-id"),
-            stripe_customer_id=get(_STRIPE),
-            upstash_callback=get(_CALLBACK),
+            **self.texts(),
+            **self.switches(),
             aws=sigv4.credentials_in(self.headers),
-            mock_response=get(_MOCK),
             error=self.error,
             warnings=self.all_warnings(),
         )
+
+    def texts(self) -> dict[str, Any]:
+        """Fields that are a header's value, of those that were sent: they are few."""
+        return {_TEXTS[name]: value for name, value in self.headers.items() if value and name in _TEXTS}
+
+    def switches(self) -> dict[str, Any]:
+        """Fields that turn something on or choose it, which few requests do."""
+        if _SWITCHES.isdisjoint(self.headers):
+            return {}
+        return {
+            "omit_request": self.exact("helicone-omit-request"),
+            "omit_response": self.exact("helicone-omit-response"),
+            "stream_usage": self.exact("helicone-stream-usage"),
+            "stream_force_format": self.exact("helicone-stream-force-format"),
+            "token_limit_handler": self.token_limit_handler(),
+            "moderations": self.exact("helicone-moderations-enabled"),
+            "security": self.anycase("helicone-llm-security-enabled")
+            or self.anycase("helicone-prompt-security-enabled"),
+            "security_advanced": self.anycase("helicone-llm-security-advanced"),
+            "increase_timeout": self.exact("helicone-increase-timeout"),
+            "webhook": self.exact("helicone-webhook-enabled"),
+            "gateway_body_mapping": self.gateway_body_mapping(),
+        }
 
     def text(self, name: str) -> str | None:
         return self.headers.get(name) or None
@@ -376,6 +378,8 @@ class _Reader:
 
     def cache(self) -> CacheDirectives:
         headers = self.headers
+        if _CACHE.isdisjoint(headers):
+            return _NO_CACHE
         size = headers.get("helicone-cache-bucket-max-size")
         bucket = 1 if size is None else js_int(size) or 0
         if bucket > MAX_BUCKET:
@@ -398,7 +402,7 @@ class _Reader:
         )
 
     def retry(self) -> RetryDirectives:
-        default = RetryDirectives()
+        default = _NO_RETRY
         if "helicone-retry-enabled" not in self.headers:
             return default
         return RetryDirectives(
@@ -440,6 +444,8 @@ class _Reader:
             return ()
 
     def prompt(self) -> PromptDirectives:
+        if _PROMPT.isdisjoint(self.headers):
+            return _NO_PROMPT
         prompt_id = self.text("helicone-prompt-id")
         mode = self.text("helicone-prompt-mode") or ("production" if prompt_id else "deactivated")
         if mode not in PROMPT_MODES:
@@ -485,6 +491,8 @@ class _Reader:
     def automatic_properties(self, cache: CacheDirectives) -> dict[str, str]:
         """The properties Helicone adds by itself, in canonical case (section 2.1)."""
         headers = self.headers
+        if _AUTOMATIC.isdisjoint(headers):
+            return {}
         seed = js_int(cache.seed) if cache.seed else None
         size = headers.get("helicone-cache-bucket-max-size")
         values = {
@@ -520,6 +528,37 @@ def shown(value: str) -> str:
     return f"'{text[:60]}...'" if len(text) > 63 else f"'{text}'"
 
 
+def _ours(names: str) -> frozenset[str]:
+    return frozenset(PREFIX + name for name in names.split())
+
+
+# By what is read from them, so that what was not sent costs nothing.
+_TEXTS = {
+    "helicone-user-id": "user_id",
+    "helicone-session-id": "session_id",
+    "helicone-session-path": "session_path",
+    "helicone-session-name": "session_name",
+    "helicone-ratelimit-policy": "rate_limit_policy",
+    "helicone-target-url": "target_url",
+    "helicone-openai-api-base": "openai_api_base",
+    "helicone-model-override": "model_override",
+    "helicone-experiment-id": "experiment_id",
+    "helicone-node-id": "node_id",
+    _STRIPE: "stripe_customer_id",
+    _CALLBACK: "upstash_callback",
+    _MOCK: "mock_response",
+}
+_SWITCHES = _ours(
+    "omit-request omit-response stream-usage stream-force-format token-limit-exception-handler moderations-enabled "
+    "llm-security-enabled prompt-security-enabled llm-security-advanced increase-timeout webhook-enabled "
+    "gateway-body-mapping"
+)
+_CACHE = frozenset({"cache-control"}) | _ours(
+    "cache-enabled cache-save cache-read cache-control cache-bucket-max-size cache-seed cache-ignore-keys"
+)
+_PROMPT = _ours("prompt-id prompt-mode prompt-version prompt-name prompt-format")
+_AUTOMATIC = _CACHE | _PROMPT | _ours("posthog-key session-id session-name session-path experiment-id") | {_STRIPE}
+
 _ACRONYMS = {"ratelimit": "RateLimit", "llm": "LLM", "openai": "OpenAI", "url": "URL"}
 
 _NAMES = """
@@ -533,5 +572,5 @@ token-limit-exception-handler stream-usage stream-force-format increase-timeout 
 posthog-key posthog-host lytix-key lytix-host manual-access-key node-id
 experiment-id experiment-column-id experiment-row-index gateway-body-mapping
 """
-KNOWN = frozenset(PREFIX + name for name in _NAMES.split())
+KNOWN = _ours(_NAMES)
 """Every header name we read, or know and knowingly ignore."""
