@@ -10,6 +10,7 @@ import os
 import re
 import secrets as random_source
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -44,6 +45,8 @@ SHORTEST = 8
 """A shorter value is no key worth the name, and stands in many a text by chance."""
 MOST = 1000
 """Keys of one request that are looked for; who sends more of them wants to keep us busy."""
+_REMEMBERED = 4096
+"""Bytes of headers and path up to which the keys in them are remembered."""
 REDACTED = "[redacted]"
 
 STORED_REQUEST_HEADERS = frozenset(
@@ -154,12 +157,15 @@ def _parameter(found: re.Match[str]) -> str:
 
 def carried_secrets(fields: Iterable[tuple[bytes, bytes]], path: str) -> tuple[str, ...]:
     """Every key that a request carries, in its headers and its URL: what must not turn up in an echo of it."""
+    carrying = tuple([pair for pair in fields if b"://" in pair[1] or _may_carry(lower_name(pair[0]))])
+    size = len(path) + sum([len(value) for _, value in carrying])
+    return _known_secrets(carrying, path) if size <= _REMEMBERED else _secrets_in(carrying, path)
+
+
+def _secrets_in(fields: Sequence[tuple[bytes, bytes]], path: str) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for raw_name, raw_value in fields:
-        name = lower_name(raw_name)
-        if b"://" not in raw_value and not _may_carry(name):
-            continue
-        value = raw_value.decode("utf-8", "surrogateescape")
+        name, value = lower_name(raw_name), raw_value.decode("utf-8", "surrogateescape")
         if name == "sec-websocket-protocol":
             found |= dict.fromkeys(_SUBPROTOCOL.findall(value))
         elif name == "cookie":
@@ -182,6 +188,11 @@ def carried_secrets(fields: Iterable[tuple[bytes, bytes]], path: str) -> tuple[s
     return tuple(sorted(keys, key=len, reverse=True))[:MOST]
 
 
+# Most programs send the same keys to the same path with every call.
+_known_secrets = lru_cache(maxsize=256)(_secrets_in)
+
+
+@lru_cache(maxsize=1024)
 def _may_carry(name: str) -> bool:
     return name in ("sec-websocket-protocol", "cookie") or is_credential(name)
 
@@ -274,6 +285,7 @@ def credential(headers: Mapping[str, str], path: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=256)
 def fingerprint(secret: bytes, value: str) -> str:
     """A short name for a key, the same for the same key on this install, from which the key cannot be found.
 

@@ -402,6 +402,15 @@ def test_bodies_keep_all_but_the_key(body: bytes, kept: bytes) -> None:
     assert redact_body(body) == kept
 
 
+@pytest.mark.parametrize("prose", [0, 10_000])
+@pytest.mark.parametrize("levels", range(7))
+def test_json_in_json_keeps_no_key_however_deep(levels: int, prose: int) -> None:
+    value: Any = {"authorization": "verysecret", "text": "word " * (prose // 5)}
+    for _ in range(levels):
+        value = {"arguments": json.dumps(value, separators=(",", ":"))}
+    assert b"verysecret" not in redact_body(json.dumps(value, separators=(",", ":")).encode())
+
+
 def test_lists_of_texts_count_as_texts() -> None:
     assert redact({"Authorization": ["a", "b"]}) == {"Authorization": "[redacted]"}
     assert redact({"password": [{"a": 1}]}) == {"password": [{"a": 1}]}
