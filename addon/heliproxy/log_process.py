@@ -4,10 +4,9 @@
 
 The proxy hands it connections that bring logs; from then on it reads, answers, prices and writes them, at a lower
 priority and without Python's lock in the way of the proxy's calls. One thread at a time does it all, answers first: an
-idle one (`idle_thread`) takes logs, which nobody notices, and the main thread commits, at a priority at which it does
-not keep the database from the proxy for long. Where the idle one starves, the main thread takes logs too. Each log is
-in the ring (`log_ring`) before it is answered and until it is committed. A connection that brings anything else goes
-back to the proxy with what it has brought. It ends when the proxy says so or is gone, and asks to after a while without
+idle one (`idle_thread`), which nobody notices, or for a while the main one, when the idle one starves. Each log is in
+the ring (`log_ring`) before it is answered and until it is committed. A connection that brings anything else goes back
+to the proxy with what it has brought. It ends when the proxy says so or is gone, and asks to after a while without
 logs.
 """
 
@@ -58,8 +57,9 @@ from heliproxy.secrets import install_secret
 from heliproxy.store import Store
 from heliproxy.tokens import estimate
 
-BATCH_ROWS = 250
-"""At low priority a commit takes a while, in which the proxy's own must wait."""
+BATCH_ROWS = 50
+"""A commit that takes no longer than a tick of the kernel's (4 ms) is seldom interrupted. When the idle thread is, and
+then starves, the proxy's own commits wait until it gets its next tick, a second or more later."""
 MANY_WAITING = 2_000
 """Logs that were answered and not read; past it the oldest are read before others are answered."""
 MUCH_WAITING = 16 << 20
@@ -69,7 +69,8 @@ MAX_WAITING = 10_000
 READ_SECONDS = 0.002
 """How long logs are read before connections are looked at again."""
 MAIN_SECONDS = 30.0
-"""How long the main thread takes logs once the idle one has starved."""
+"""How long the main thread does it all once the idle one has starved; doubled when that starves again soon."""
+MOST_MAIN_SECONDS = 240.0
 KEEP_ALIVE_SECONDS = 5.0
 """As uvicorn closes connections that bring nothing."""
 RECEIVE = 256 * 1024
@@ -182,7 +183,7 @@ class LogProcess:
 
     Args:
         clock: monotonic seconds.
-        idle: takes logs as long as it can; None: the thread that runs this does it all.
+        idle: does it all until it starves; None: the thread that runs this does.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class LogProcess:
         self._rows = rows
         self._idle_seconds = idle_seconds
         self._idle = idle
-        self._main_until = clock()
+        self._main_seconds = MAIN_SECONDS / 2
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
         self._waiting: deque[tuple[Read, int]] = deque()
@@ -224,8 +225,10 @@ class LogProcess:
         self._selector.register(self._control, selectors.EVENT_READ, self._hear)
         self._send(Message(READY))
         while not self._over:
-            self._have_logs_taken()
-            self._write()
+            if self._idle is None:
+                self._take_logs(lambda: False)
+            else:
+                self._take_turns(self._idle)
         for connection in tuple(self._connections):
             self.give_back(connection)
         while self._waiting:
@@ -236,24 +239,26 @@ class LogProcess:
             assert self._rows.writer is not None
             self._rows.writer.close()
 
-    def _have_logs_taken(self) -> None:
-        """Return when something is to be written, or it is over."""
-        if self._idle is None or self.clock() < self._main_until:
-            self._take_logs()
-        elif self._idle.run(partial(self._take_logs, self._idle.starves)):
-            self._main_until = self.clock() + MAIN_SECONDS
+    def _take_turns(self, idle: IdleThread) -> None:
+        """Let the idle thread do it all until it starves, and then this one, for a while."""
+        began = self.clock()
+        idle.run(partial(self._take_logs, idle.starves))
+        now = self.clock()
+        soon = now - began < self._main_seconds
+        self._main_seconds = min(2 * self._main_seconds, MOST_MAIN_SECONDS) if soon else MAIN_SECONDS
+        until = now + self._main_seconds
+        self._take_logs(lambda: self.clock() >= until)
 
-    def _take_logs(self, starves: Callable[[], bool] = lambda: False) -> bool:
-        """Read and answer until something is to be written, or it is over; or True: until this thread `starves`."""
-        while not self._over and not self._is_due:
+    def _take_logs(self, enough: Callable[[], bool]) -> None:
+        """Read, answer and commit until it is over, or this thread has done `enough`."""
+        while not self._over:
             if not self._is_behind:
                 for key, events in self._selector.select(self._patience()):
                     key.data(events)
             self._read(self.clock() + READ_SECONDS)
+            if enough():  # above all, let a thread that starves begin no commit
+                return
             self._look_after(self.clock())
-            if starves():
-                return True
-        return False
 
     @property
     def _is_behind(self) -> bool:
@@ -290,29 +295,17 @@ class LogProcess:
             if self.clock() > until:
                 return
 
-    @property
-    def _is_due(self) -> bool:
-        """Whether something is to be written."""
-        if self._flushes and self._flushes[0][1] <= self._done:
-            return True
-        if self._commit_at is None:
-            return False
-        return self._rows.unwritten >= BATCH_ROWS or self.clock() >= self._commit_at
-
-    def _write(self) -> None:
-        """Commit what is due."""
+    def _look_after(self, now: float) -> None:
+        """Commit what is due, close connections that bring nothing, and say when there is nothing to do."""
         while self._flushes and self._flushes[0][1] <= self._done:
             self._answer_flush(self._flushes.popleft()[0])
-        if self._is_due:
-            self._commit_at = None if self._rows.commit() else self.clock() + BATCH_SECONDS
-            self._settle()
-
-    def _look_after(self, now: float) -> None:
-        """Note when to commit, close connections that bring nothing, and say when there is nothing to do."""
         if not self._rows.unwritten:
             self._settle()
         elif self._commit_at is None:
             self._commit_at = now + BATCH_SECONDS
+        elif now >= self._commit_at or self._rows.unwritten >= BATCH_ROWS:
+            self._commit_at = None if self._rows.commit() else now + BATCH_SECONDS
+            self._settle()
         if now >= self._sweep_at:
             self._sweep_at = now + 1.0
             for connection in tuple(self._connections):
