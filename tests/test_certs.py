@@ -11,11 +11,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import certifi
+import httpx
 import pytest
 from cryptography import x509
 from mitmproxy.certs import CertStore
 
+from fakes import Upstream, json_answer
 from heliproxy import certs
+from running import running
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 HOSTS = ("openai.com", "api.anthropic.com")
@@ -346,3 +349,17 @@ def test_export_forms_hold_the_certificate_and_no_key(tmp_path):
     assert [c.certificate for c in store.additional_certs] == [cert]
     with pytest.raises(ValueError, match="jpg"):
         certs.export(ca, "jpg")
+
+
+def test_a_client_without_the_certificate_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        Upstream(lambda _: json_answer({})) as up,
+        running(tmp_path / "home", up) as run,
+        httpx.Client(proxy=run.url, timeout=20, trust_env=False) as client,
+    ):
+        for _ in range(2):
+            with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                client.get("https://api.openai.com/v1/models")
+    (said,) = [record.getMessage() for record in caplog.records if "heliproxy env" in record.getMessage()]
+    assert said.count("certificate for api.openai.com") == 1
+    assert said.endswith("; `heliproxy env` prints the variables that a client needs")

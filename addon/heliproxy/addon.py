@@ -334,11 +334,8 @@ class Heliproxy:
         host = data.conn.sni or (data.context.server.address or ("?",))[0]
         self.refused[host] += 1
         if self.refused[host] == 1:
-            logger.warning(
-                "a client does not trust our certificate for %s (%s); `heliproxy env` prints the variables it needs",
-                host,
-                data.conn.error,
-            )
+            reason = (data.conn.error or f"a client's TLS handshake for {host} failed").rstrip(".")
+            logger.warning("%s; `heliproxy env` prints the variables that a client needs", reason)
 
     # ---------------------------------------------------------------- request
 
