@@ -58,6 +58,9 @@ class IdleThread:
     """
 
     def __init__(self) -> None:
+        # Of the calling thread, which has run for a while: what a new one has run for is not counted at once.
+        if run_and_wait() == (0, 0):
+            raise OSError("the kernel does not count how long threads wait")
         self._pool = ThreadPoolExecutor(1, "idle")
         self.starves: Callable[[], bool] = self._pool.submit(_become_idle).result().starves
 
@@ -68,12 +71,11 @@ class IdleThread:
 
 def _become_idle() -> Hunger:
     """Give the calling thread the idle policy. Raises OSError."""
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        return Hunger(run_and_wait)
+    else:  # noqa: RET505 - mypy finds what follows unreachable
         raise OSError("no idle policy here")
-    if run_and_wait() == (0, 0):
-        raise OSError("the kernel does not count how long threads wait")
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    return Hunger(run_and_wait)
 
 
 def run_and_wait() -> tuple[int, int]:
