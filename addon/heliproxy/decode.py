@@ -120,7 +120,9 @@ def _stages(encoding: str | None) -> list[_Stage]:
     Codings we do not know are left alone.
     """
     stages: list[_Stage] = []
-    for coding in reversed((encoding or "").lower().split(",")):
+    if not encoding:
+        return stages
+    for coding in reversed(encoding.lower().split(",")):
         name = coding.strip()
         if name in ("gzip", "x-gzip"):
             stages.append(_Zlib(gzip=True))

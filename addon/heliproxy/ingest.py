@@ -7,7 +7,6 @@ stream sink and reads the logged answer on the recorder's thread.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from heliproxy.directives import Directives, parse
 from heliproxy.exchange import STATUS_CANCELLED, STATUS_THREAT, STATUS_TIMEOUT, Exchange, Reply
 from heliproxy.hosts import Route
 from heliproxy.ids import new_request_id
-from heliproxy.ingest_answer import Logged, guess_format, read_event, read_logged, read_reply
+from heliproxy.ingest_answer import Logged, dump, guess_format, read_event, read_logged, read_reply
 from heliproxy.redact import may_hold_secrets, redact
 
 PATH_PROVIDERS = {"oai": "openai", "anthropic": "anthropic", "googleapis": "google", "custom": "custom"}
@@ -104,7 +103,7 @@ class ManualLog:
             method="POST",
             path=path,
             request_headers=kept_headers(self.fields, "application/json"),
-            request_body=_dump(asked),
+            request_body=dump(asked),
             source="log",
             status=self.status,
             response_headers=_response_headers(response.get("headers"), logged),
@@ -379,10 +378,6 @@ def _date(text: str, field: str) -> float:
 
 
 # -- bytes ----------------------------------------------------------------------------------------------------------
-
-
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def kept_headers(fields: Iterable[tuple[str, str]], content_type: str) -> tuple[tuple[bytes, bytes], ...]:

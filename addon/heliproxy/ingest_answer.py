@@ -19,6 +19,7 @@ from heliproxy.formats.reading import as_object, clean, count, first_count, load
 
 PREVIEW = 500
 MAX_EVENTS = 200_000
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _TRACEBACK = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?(.*))?$")
@@ -55,7 +56,7 @@ def read_logged(value: Any, text: str | None) -> Logged:
         return _from_chunks(streamed)
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return _from_chunks(value)
-    return Logged("json", _dump(value), "application/json", as_object(value))
+    return Logged("json", dump(value), "application/json", as_object(value))
 
 
 def _tells(value: Mapping[str, Any]) -> bool:
@@ -100,7 +101,7 @@ def _from_chunks(chunks: list[Any]) -> Logged:
             raw = chunk.lstrip().startswith(("data:", "event:"))
             events += _sse_events(chunk) if raw else [("", chunk.encode("utf-8", "replace"))]
         else:
-            events.append(("", _dump(chunk)))
+            events.append(("", dump(chunk)))
     body = b"".join(_frame(name, data) for name, data in events)
     return Logged("stream", body, "text/event-stream", _first(tuple(events)), tuple(events))
 
@@ -290,5 +291,6 @@ def _odd_usage(answer: Mapping[str, Any]) -> tuple[Usage | None, Any]:
     return Usage(input_tokens=before, output_tokens=after, reasoning_tokens=thoughts), told
 
 
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+def dump(value: Any) -> bytes:
+    """A JSON value as it is kept."""
+    return _encode(value).encode("utf-8", "replace")

@@ -236,7 +236,7 @@ def is_hidden(text: str, data: bytes, secrets: Sequence[str]) -> bool:
 
     It came in pieces, event by event, or in escapes, which `scrub_bytes` does not see and a page puts together again.
     """
-    return any(secret in text for secret in secrets) and sum(map(text.count, secrets)) > sum(
+    return any(map(text.__contains__, secrets)) and sum(map(text.count, secrets)) > sum(
         data.count(secret.encode("utf-8", "surrogateescape")) for secret in secrets
     )
 

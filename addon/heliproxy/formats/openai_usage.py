@@ -10,6 +10,7 @@ from typing import Any
 from heliproxy.exchange import Reply, Usage
 from heliproxy.formats.reading import Json, amount, as_object, count, first_count, string, total
 
+_NOTHING = Usage()
 _USD_PER_TICK = 1e-10
 """xAI counts cost in ticks: ten billion to the dollar."""
 
@@ -44,7 +45,7 @@ def read_usage(raw: Any, model: str | None = None) -> Usage | None:
         input_video_tokens=count(before.get("video_tokens")),
         units=_units(usage),
     )
-    return found if found != Usage() else None
+    return found if found != _NOTHING else None
 
 
 def _details(usage: Json, *names: str) -> Json:

@@ -66,11 +66,9 @@ def objects(value: Any) -> list[Json]:
 
 def count(value: Any) -> int | None:
     """A token count: a non-negative integer (also written 3.0); anything else is not reported."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
+    if type(value) is int:
         return value if 0 <= value <= MAX_COUNT else None
-    if isinstance(value, float) and value.is_integer() and 0 <= value <= MAX_COUNT:
+    if type(value) is float and value.is_integer() and 0 <= value <= MAX_COUNT:
         return int(value)
     return None
 
@@ -118,7 +116,7 @@ def clean(text: str) -> str:
 
 def string(value: Any, limit: int = MAX_NAME) -> str | None:
     """A non-empty string, cut to `limit` characters; numbers are written out, anything else is None."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_COUNT:
+    if type(value) in (int, float) and abs(value) <= MAX_COUNT:
         value = str(value)
     return clean(value[:limit]) if isinstance(value, str) and value else None
 
