@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import quick_json
 from .encodings import CL100K, O200K, Budget, count_tokens
 from .exchange import Reply, Usage
 from .token_prompt import Image, Message, Prompt, parameters_of, read_prompt
@@ -134,9 +135,12 @@ def estimate(format: str, provider: str, model: str | None, request: bytes, repl
 
 def _parse(request: bytes) -> Mapping[str, Any] | None:
     try:
-        body = json.loads(request)
-    except (ValueError, RecursionError):
-        return None
+        body = quick_json.read(request)
+    except quick_json.REFUSED:
+        try:
+            body = json.loads(request)
+        except (ValueError, RecursionError):
+            return None
     return body if isinstance(body, dict) else None
 
 

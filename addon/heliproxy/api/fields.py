@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from heliproxy import quick_json
 from heliproxy.api.errors import ApiError, bad
 from heliproxy.decode import decode
 from heliproxy.times import stored_time
@@ -49,6 +50,10 @@ async def read_body(request: Request) -> bytes:
 
 def parse_json(raw: bytes) -> Any:
     """The JSON value in a body. Raises ApiError(400)."""
+    try:
+        return quick_json.read(raw)
+    except quick_json.REFUSED:
+        pass  # so that what is wrong is told in the standard library's words
     try:
         text = raw.decode("utf-8-sig")
         value = _DECODER.decode(text)

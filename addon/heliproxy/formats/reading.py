@@ -10,6 +10,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from heliproxy import quick_json
 from heliproxy.exchange import Usage
 
 if TYPE_CHECKING:
@@ -24,23 +25,17 @@ MAX_NAME = 500
 MAX_MESSAGE = 4000
 """Characters kept of an error message."""
 
-_decoder = json.JSONDecoder(parse_constant=lambda _name: None)
-_decode = _decoder.decode
-_scan = _decoder.scan_once  # type: ignore[attr-defined]
+_decode = json.JSONDecoder(parse_constant=lambda _name: None).decode
 
 
 def load(data: bytes | str) -> Any:
     """The JSON value in `data`, or None. Bad UTF-8 inside strings is replaced, NaN and infinities become None."""
-    text = data if isinstance(data, str) else data.decode("utf-8", "replace")
     try:
-        # Most texts are a value and nothing else. `decode` looks for space around it, in Python: half of the time that
-        # one event of a stream takes.
-        value, end = _scan(text, 0)
-        if end == len(text):
-            return value
-    except (StopIteration, ValueError, RecursionError):
+        return quick_json.read(data)
+    except quick_json.REFUSED:
         pass
     try:
+        text = data if isinstance(data, str) else data.decode("utf-8", "replace")
         return _decode(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return None
