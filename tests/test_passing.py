@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import selectors
 import socket
 import ssl
 import threading
@@ -95,12 +96,39 @@ def test_pieces_of_a_stream_do_not_pass_the_layers(tmp_path: Path, monkeypatch: 
         with run.client().stream("POST", URL, json=ASK) as response:
             for piece, gone in zip(response.iter_raw(), go_on, strict=False):
                 found.append(piece)
+                if len(found) == 20:
+                    streaming = direct_read._streaming & direct_read._upstreams
                 gone.set()
         assert found == events
+        assert len(streaming) == 1
+        assert not direct_read._streaming  # though the connection stays open
         # The first piece finds the way, and the end is for the layers.
         assert taken.count(True) >= len(events) - 2
         assert taken.count(False) <= 1
         assert run.row()["size_response"] == len(b"".join(events))
+    assert not direct_read._upstreams
+
+
+def ready(*files: int) -> list[Any]:
+    return [(selectors.SelectorKey(file, file, selectors.EVENT_READ, None), selectors.EVENT_READ) for file in files]
+
+
+@pytest.mark.parametrize(
+    ("streaming", "files", "expected"),
+    [
+        ({9}, (1, 2, 8, 3, 9, 4), (8, 9, 1, 2)),
+        ({9}, (1, 2, 3), (1, 2)),
+        ({9}, (8, 9), (8, 9)),
+        ({9}, (1, 2, 3, 4, 5, *range(10, 26)), (*range(10, 26), 1, 2, 3, 4)),
+        (set(), (1, 2, 8, 3), (1, 2, 8, 3)),
+    ],
+)
+def test_while_there_are_streams_few_calls_begin_at_once(
+    monkeypatch: pytest.MonkeyPatch, streaming: set[int], files: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(direct_read, "_streaming", streaming)
+    monkeypatch.setattr(direct_read, "_upstreams", {8, 9, *range(10, 26)})
+    assert [key.fd for key, _ in direct_read.answers_first(ready(*files))] == list(expected)
 
 
 @pytest.mark.parametrize("tail", [b"zz\r\n", b"5\r\nab", b"5\r\nabcdeXX"], ids=["no size", "cut", "no end"])

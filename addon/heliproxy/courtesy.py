@@ -12,12 +12,16 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 _yield = getattr(os, "sched_yield", partial(time.sleep, 0))
 """Lets go of Python's lock, and where the system knows how, of the core, which the loop may need to take the lock."""
+
+
+Order = Callable[[Sequence[Any]], Sequence[Any]]
+"""Which of the sockets that are ready, as a selector gives them, are looked at in this turn, in order."""
 
 
 class Courtesy:
@@ -32,23 +36,26 @@ class Courtesy:
         self._turn.acquire()
         self._restore: Any = None
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Know when the loop waits; one that does not say when it does is left alone. Called in the loop's thread."""
+    def watch(self, loop: asyncio.AbstractEventLoop, order: Order = tuple) -> None:
+        """Know when the loop waits; one that does not say when it does is left alone. Called in the loop's thread.
+
+        What `order` leaves out is ready again in the loop's next turn.
+        """
         selector: Any = getattr(loop, "_selector", None)
         select = getattr(selector, "select", None)
         if select is None:
             return
 
         def watched(timeout: float | None = None) -> Any:
-            if timeout is not None and timeout <= 0:
-                return select(timeout)
-            self._idle = True
-            if self._waiting:
-                self._let()
+            if timeout is None or timeout > 0:
+                self._idle = True
+                if self._waiting:
+                    self._let()
             try:
-                return select(timeout)
+                ready = select(timeout)
             finally:
                 self._idle = False
+            return order(ready) if len(ready) > 1 else ready
 
         selector.select = watched
         self._idle = False

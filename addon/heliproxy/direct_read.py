@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 from asyncio import Lock, StreamReader
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -38,11 +38,34 @@ class Shortcut(Protocol):
         """What is to be sent to the client, and whether that was all there is to do with what was received."""
 
 
+BESIDE = 2
+"""So many calls that begin are looked at beside the answers that are there, and a quarter as many as those are."""
+_upstreams: set[int] = set()
+"""File descriptors of connections with upstreams."""
+_streaming: set[int] = set()
+"""Of these, those that bring a stream and take the shortcut."""
+
 _writing: set[asyncio.Task[None]] = set()
 """Connections that are not read from until what they have caused to be written is on its way."""
 
 
-def _feed(handler: ConnectionHandler, connection: Connection, reader: StreamReader) -> None:
+def answers_first(ready: Sequence[Any]) -> Sequence[Any]:
+    """Of the sockets that are ready, as a selector tells it, those with answers, and while there are streams, only a
+    few others.
+
+    A call that begins takes half a millisecond and more, a piece of a stream a tenth. When many calls begin at once,
+    the streams under way would wait for all of them.
+    """
+    if not _streaming:
+        return ready
+    answers = [one for one in ready if one[0].fd in _upstreams]
+    if len(answers) == len(ready):
+        return ready
+    others = [one for one in ready if one[0].fd not in _upstreams]
+    return answers + others[: max(BESIDE, len(answers) // 4)]
+
+
+def _feed(handler: ConnectionHandler, connection: Connection, reader: StreamReader, file: int) -> None:
     """Have a connection's data handled as they arrive."""
     buffer: Any = reader
     lock: Any = handler._server_event_lock
@@ -65,6 +88,10 @@ def _feed(handler: ConnectionHandler, connection: Connection, reader: StreamRead
             pass
         else:
             raise RuntimeError("mitmproxy waits while it handles an event")
+        if vars(connection).get(SHORTCUT) is not None:
+            _streaming.add(file)
+        elif short is not None:
+            _streaming.discard(file)
         for transport in handler.transports.values():
             socket: Any = getattr(transport.writer, "transport", None)  # the writers of UDP and WireGuard have none
             if socket is not None and socket.get_write_buffer_size() > HIGH_WATER:
@@ -109,15 +136,26 @@ def _pause(handler: ConnectionHandler, reader: StreamReader) -> None:
 def _directly(handle: HandleConnection) -> HandleConnection:
     async def handle_connection(self: ConnectionHandler, connection: Connection) -> None:
         reader = self.transports[connection].reader
-        if type(reader) is StreamReader:
-            _feed(self, connection, reader)
+        if type(reader) is not StreamReader:
+            await handle(self, connection)
+            return
+        file = _file(reader)
+        if connection is not self.client:
+            _upstreams.add(file)
+        _feed(self, connection, reader, file)
         try:
             await handle(self, connection)
         finally:
-            if type(reader) is StreamReader:
-                vars(reader).pop("feed_data", None)
+            _upstreams.discard(file)
+            _streaming.discard(file)
+            vars(reader).pop("feed_data", None)
 
     return handle_connection
+
+
+def _file(reader: StreamReader) -> int:
+    socket = reader._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    return -1 if socket is None else int(socket.fileno())
 
 
 def problem() -> str | None:

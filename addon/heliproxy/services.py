@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from heliproxy.colleagues import Colleagues, together
+from heliproxy.direct_read import answers_first
 from heliproxy.faults import Faults
 from heliproxy.gates import Gates
 from heliproxy.heap import give_back
@@ -214,7 +215,7 @@ class Services:
         secret = install_secret(home)
         self.recorder = Recorder(Store(home / DATABASE_NAME).writer, lambda: _pricing(self.settings, secret))
         await asyncio.get_running_loop().run_in_executor(None, self.recorder.start)
-        self.recorder.courtesy.watch(asyncio.get_running_loop())
+        self.recorder.courtesy.watch(asyncio.get_running_loop(), answers_first)
         self.gates = Gates(home, secret, partial(post, self.settings), self.settings.stream_usage)
         self.app = LazyApp(addon)
         self.logs = LogHandover(home, lambda: addon.settings.token, self.recorder)
