@@ -50,13 +50,14 @@ BATCH_SECONDS = 0.2
 """A row waits at most this long before it is committed, and as much longer as courtesy takes."""
 LEAST_SECONDS = 0.05
 """Between two commits, however late rows are: committing each by itself would make the next ones later still."""
-COURTESY_SECONDS = 0.5
+COURTESY_SECONDS = 0.1
 """How much longer it may take while the event loop has no moment to spare: calls under way go first."""
-MUCH_WAITING = 4 * 1024 * 1024
-"""Bytes past which that is `LESS_COURTESY_SECONDS`, so that memory does not grow with it."""
-LESS_COURTESY_SECONDS = 0.1
+LONG_COURTESY_SECONDS = 0.5
+"""The same for a long call, whose row takes the time of some small ones."""
 LONG = 8 * 1024
-"""Bytes of a call past which it is not read in one go: pauses are dear, and half a millisecond may pass without one."""
+"""Bytes of a long call. It is not read in one go: in a small one pauses would cost more than they give."""
+MUCH_WAITING = 4 * 1024 * 1024
+"""Bytes past which none waits longer than a small one, so that memory does not grow with it."""
 REST_SECONDS = 0.02
 """How long what was handed over may wait before it is looked at."""
 BATCH_ROWS = 500
@@ -235,7 +236,7 @@ class Recorder:
         self._queue.put((exchange, chunks, size))
 
     def finish(self, exchange: Exchange) -> None:
-        """Take an exchange that is over; its row is written within `BATCH_SECONDS` and `COURTESY_SECONDS`."""
+        """Take an exchange that is over; its row is written within `BATCH_SECONDS` and `LONG_COURTESY_SECONDS`."""
         size = sum(map(len, exchange.chunks)) + len(exchange.request_body or b"")
         if self._pending_bytes + size > MAX_PENDING_BYTES:
             self.counters.lost_bodies += 1
@@ -422,8 +423,10 @@ class Recorder:
     def _wait_for_turn(self, item: Any) -> None:
         """Let the event loop go first, as long as what was handed over can wait."""
         now = self._until = self._clock()
-        courtesy = COURTESY_SECONDS if self._pending_bytes < MUCH_WAITING else LESS_COURTESY_SECONDS
+        courtesy = COURTESY_SECONDS
         if isinstance(item, Exchange):
+            if item.handed > LONG and self._pending_bytes < MUCH_WAITING:
+                courtesy = LONG_COURTESY_SECONDS
             self._until = item.handed_at + courtesy
         elif isinstance(item, tuple):
             self._until = now + courtesy / 10
@@ -463,7 +466,7 @@ class Recorder:
             for exchange in live:
                 if exchange.started < since and exchange not in self._opened:
                     self._open(exchange)
-                    self.courtesy.pause(now + LESS_COURTESY_SECONDS - self._clock())
+                    self.courtesy.pause(now + COURTESY_SECONDS - self._clock())
             if now >= self._sweep_at and self.writer.away_since is None:
                 self._sweep_at = now + SWEEP_SECONDS
                 self.counters.lost_calls += self.writer.run(self._mark_lost)
