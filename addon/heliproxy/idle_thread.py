@@ -20,8 +20,6 @@ STARVED_SECONDS = 0.5
 STARVED_SHARE = 9
 """It does when it has waited so many times as long as it ran: nice 10 is worth about a tenth of a core."""
 
-RunAndWait = Callable[[], tuple[int, int]]
-
 
 class Hunger:
     """Whether a thread starves.
