@@ -90,7 +90,7 @@ def _feed(handler: ConnectionHandler, connection: Connection, reader: StreamRead
             raise RuntimeError("mitmproxy waits while it handles an event")
         if vars(connection).get(SHORTCUT) is not None:
             _streaming.add(file)
-        elif short is not None:
+        else:
             _streaming.discard(file)
         for transport in handler.transports.values():
             socket: Any = getattr(transport.writer, "transport", None)  # the writers of UDP and WireGuard have none

@@ -293,6 +293,12 @@ def _send_pending(tls: TLSLayer) -> CommandGenerator[None]:
         yield commands.SendData(tls.conn, data)
 
 
+def _close(wire: _Wire, connection: Connection) -> None:
+    """Take mitmproxy's way from now on."""
+    wire.passage = None
+    setattr(connection, SHORTCUT, None)
+
+
 class FlatLayer(HttpLayer):
     """mitmproxy's HTTP layer as one loop. Instances are switched to a subclass, so there is no `__init__`."""
 
@@ -334,14 +340,15 @@ class FlatLayer(HttpLayer):
             passed = way.take(event.data) if way is not None else None
             if passed:
                 yield commands.SendData(self.context.client, passed)
-            if passed is not None and way is not None:
-                if not way.rest:
-                    return
+            if way is None or passed is None:
+                _close(wire, event.connection)
+            elif way.rest:
                 event = events.DataReceived(event.connection, b"")
+            else:
+                return
         yield from self._drive(codec, codec._handle_event(event))
         if wire.passage is not None and not (type(codec) is Http1Client and reads_body(codec)):
-            wire.passage = None
-            setattr(event.connection, SHORTCUT, None)
+            _close(wire, event.connection)
 
     def _passage(self, wire: _Wire, codec: Http1Client, connection: Connection) -> Passage | None:
         assert codec.stream_id is not None
